@@ -1,0 +1,94 @@
+"""What is known about a site's images, read from files of several formats into one type.
+
+A reader is made once per folder. It says which files it has read, then answers for one image after the other, and at
+the end names what matched no image.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Literal, Protocol
+
+from client.dicom import Drop, Unusable
+from common.annotation import Annotation, Box
+
+Split = Literal["train", "validation", "test"]
+
+
+class Finding(StrEnum):
+    """What a person should look at although no file was dropped for it."""
+
+    BOX_WITHOUT_AREA = "box_without_area"  # dropped
+    LABEL_WITHOUT_IMAGE = "label_without_image"  # a label, mask or box file entry that matches no image
+    SAME_IN_TWO_PATIENTS = "same_in_two_patients"  # kept: which of the two is right is not for a program to say
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remark:
+    """One finding and its place: a file and a line or entry, never an identifier's value."""
+
+    finding: Finding
+    place: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """The stored image that an annotation is looked for. `path` is relative to the folder, with forward slashes."""
+
+    path: str
+    height: int
+    width: int
+    frames: int = 1
+    sop_uid: str | None = None
+    study_uid: str | None = None
+    patient_id: str | None = None
+
+
+class Reader(Protocol):
+    """The annotations of one format in one folder."""
+
+    files: frozenset[str]  # read for annotations: never images
+
+    def annotation(self, subject: Subject) -> Annotation:
+        """What this format knows of the image; an empty annotation if nothing. Raises Unusable when it's wrong."""
+
+    def official(self, subject: Subject) -> Split | None:
+        """The split that the data set's makers gave the image."""
+
+    def columns(self, subject: Subject) -> dict[str, str]:
+        """Further columns of the image's row in a table."""
+
+    def remarks(self) -> Iterator[Remark]:
+        """What was found, once every image has been asked for."""
+
+
+def merged(annotations: Iterable[Annotation]) -> Annotation:
+    """One annotation from several readers: the first that knows a label, a mask, boxes."""
+    result = Annotation()
+    for found in annotations:
+        if result.label is None:
+            result = replace(result, label=found.label)
+        if result.mask is None:
+            result = replace(result, mask=found.mask, mask_names=found.mask_names)
+        if result.boxes is None:
+            result = replace(result, boxes=found.boxes)
+    return result
+
+
+def inside(boxes: Sequence[Box], *, height: int, width: int) -> tuple[tuple[Box, ...], int]:
+    """The boxes cut at the image's border, without those of no area (NaN included), and how many those were."""
+    kept = []
+    for box in boxes:
+        x1, x2 = (min(max(x, 0.0), float(width)) for x in (box.x1, box.x2))
+        y1, y2 = (min(max(y, 0.0), float(height)) for y in (box.y1, box.y2))
+        if x2 > x1 and y2 > y1:
+            kept.append(Box(x1=x1, y1=y1, x2=x2, y2=y2, name=box.name))
+    return tuple(kept), len(boxes) - len(kept)
+
+
+def single_frame(subject: Subject, what: str) -> None:
+    """Raises Unusable for a multi-frame file: nothing says which frame masks and boxes belong to."""
+    if subject.frames != 1:
+        raise Unusable(
+            Drop.BAD_ANNOTATION, f"{what} for a file of {subject.frames} frames: only labels are read for those"
+        )

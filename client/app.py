@@ -1,0 +1,142 @@
+"""The Flower ClientApp: a message becomes an order, the site's folder answers it, the answer becomes a message."""
+
+import os
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from torch import nn
+
+from client import train
+from client.dataset import Dataset, index_fingerprint, open_dataset
+from client.site import Site, known_study, note_error, open_site, remember
+from common import params, wire
+from common.errors import FederationError, MessageError, Reason, StudyError
+from common.models import build_model
+from common.randomness import seeded
+from common.study import Study, from_json
+
+WARM = 16  # datasets kept open between messages: enough for the sites of one machine, bounded whatever their number
+
+app = ClientApp()
+
+
+@app.query()
+@app.train()
+@app.evaluate()
+def handle(message: Message, context: Context) -> Message:
+    """Answer one message, whatever is in it: an error becomes a reason code, its text stays in the site's folder."""
+    site = open_site(_folder(context))
+    return Message(wire.answer_record(respond(site, message)), reply_to=message)
+
+
+def _folder(context: Context) -> Path:
+    """The site's folder: named by the node's configuration, or by its place in a simulation."""
+    if "site" in context.node_config:
+        return Path(str(context.node_config["site"]))
+    return Path(os.environ["FEDWARD_SITES"]) / f"site-{context.node_config['partition-id']}"
+
+
+def respond(site: Site, message: Message) -> wire.Answer:
+    """The site's answer to an order. Never raises for what the order or the data hold."""
+    try:
+        order = wire.order_from(message.content)
+    except MessageError as error:
+        note_error(site, "order", error)
+        return _unreadable(site)
+    try:
+        return _answer(site, order, message)
+    except (FederationError, OSError, ValueError, RuntimeError, MemoryError) as error:
+        note_error(site, f"round {order.round}", error)
+        return _verdict(site, order, _reason(error))
+
+
+def _reason(error: Exception) -> Reason:
+    """By whose fault: all that leaves of an error."""
+    if isinstance(error, MessageError):
+        return Reason.MALFORMED
+    return Reason.POLICY if isinstance(error, StudyError) else Reason.FAILED
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Warm:
+    study: Study
+    dataset: Dataset
+    fingerprint: tuple[int, int]
+
+
+_datasets: OrderedDict[tuple[Path, str], _Warm] = OrderedDict()
+_models: OrderedDict[str, nn.Module] = OrderedDict()
+
+
+def _answer(site: Site, order: wire.Order, message: Message) -> wire.Answer:
+    if order.kind == "propose":
+        study = from_json(order.study_json)
+        if study.sha256 != order.study_hash:
+            return _verdict(site, order, Reason.STUDY_CHANGED)
+        remember(site, study)
+        return _verdict(site, order, Reason.OK)
+    known = known_study(site, order.study_hash)
+    if known is None:
+        return _verdict(site, order, Reason.STUDY_CHANGED)
+    model = _model(known)
+    shapes = params.shapes(model, trainable=False)
+    params.assign(model, wire.weights_from(message.content, order, length=params.length(shapes)))
+    dataset = _dataset(site, known)
+    if order.kind == "update":
+        vector = train.update(model, dataset, known, site=site.name, round=order.round)
+    else:
+        vector = train.evaluate(model, dataset, known)
+    return _verdict(site, order, Reason.OK, vector)
+
+
+def _model(study: Study) -> nn.Module:
+    """The study's model, kept between messages; every order brings all of its weights."""
+    if study.sha256 not in _models:
+        with seeded(study.study.seed, "initialisation"):
+            _models[study.sha256] = build_model(study).to(train.device())
+        while len(_models) > 1:
+            _models.popitem(last=False)
+    return _models[study.sha256]
+
+
+def _dataset(site: Site, study: Study) -> Dataset:
+    """The site's dataset, kept between messages until the index changes."""
+    key, fingerprint = (site.folder, study.sha256), index_fingerprint(site.folder)
+    warm = _datasets.get(key)
+    if warm is None or warm.fingerprint != fingerprint:
+        dataset = open_dataset(site, study)
+        warm = _Warm(study=study, dataset=dataset, fingerprint=index_fingerprint(site.folder))
+        _datasets[key] = warm
+    _datasets.move_to_end(key)
+    while len(_datasets) > WARM:
+        _datasets.popitem(last=False)
+    return warm.dataset
+
+
+def _verdict(site: Site, order: wire.Order, reason: Reason, vector: wire.Vector | None = None) -> wire.Answer:
+    return wire.Answer(
+        site=site.name,
+        kind=order.kind,
+        round=order.round,
+        attempt=order.attempt,
+        study_hash=order.study_hash,
+        order_hash=order.sha256,
+        reason=reason,
+        vector=vector,
+    )
+
+
+def _unreadable(site: Site) -> wire.Answer:
+    """What a site says to bytes that aren't an order: an answer that belongs to none, with the reason."""
+    return wire.Answer(
+        site=site.name,
+        kind="propose",
+        round=0,
+        attempt=0,
+        study_hash="",
+        order_hash="",
+        reason=Reason.MALFORMED,
+    )

@@ -1,0 +1,414 @@
+"""What lies in a folder: every file once, as images with their annotation or as dropped with a reason."""
+
+import hashlib
+import os
+import stat
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client import dicom
+from client.annotations import Finding, Reader, Remark, Split, Subject, coco, masks, merged, picture, tables, voc
+from client.dicom import Drop, Tags, Unusable
+from client.preprocess import Window, to_unit
+from common.annotation import Annotation
+from common.errors import DataError
+
+Format = Literal["medmnist", "voc", "coco", "masks", "dicom"]
+Kind = Literal["dicom", "picture", "array"]
+Progress = Callable[[int, int], None]  # done, of how many
+ARRAYS_LIMIT = 64 * 2**30  # bytes of an .npz file, unpacked
+_WAVE = 256  # files read ahead: what is wasted when a scan is broken off
+_PARTS: tuple[tuple[str, Split], ...] = (("train", "train"), ("val", "validation"), ("test", "test"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where the pixels of one image are: `path`, relative to `root`, holds a DICOM file, a picture, or arrays."""
+
+    root: Path
+    path: str
+    kind: Kind
+    array: str = ""  # name of the array in an .npz file
+    item: int = 0  # frame, or position in the array
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Found:
+    """One image. `patient` is in clear, so this value never reaches a disk."""
+
+    source: Source
+    patient: str
+    digest: str  # SHA-256 of the file
+    height: int
+    width: int
+    study_uid: str | None = None
+    modality: str | None = None
+    scanner: str | None = None
+    burned_in: bool | None = None
+    official: Split | None = None
+    annotation: Annotation = field(default_factory=Annotation)
+    columns: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dropped:
+    """A file, or one image of it, that is not used. `detail` says what was wrong, without identifiers."""
+
+    path: str  # relative to the folder
+    reason: Drop
+    detail: str = ""
+    array: str = ""
+    item: int | None = None  # None: the whole file
+
+
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    """What reading one file's header gave."""
+
+    path: str
+    kind: Kind
+    digest: str
+    tags: Tags
+
+
+def detect(path: Path) -> Format:
+    """The format of a folder or file, from its layout. Raises DataError when there is nothing."""
+    if path.is_file():
+        return "medmnist"
+    if (path / voc.FOLDER).is_dir() and (path / voc.IMAGES).is_dir():
+        return "voc"
+    if (path / "images").is_dir() and (path / masks.FOLDER).is_dir():
+        return "masks"
+    candidates = [p for p in (*path.glob("*.json"), *path.glob("annotations/*.json")) if p.name != coco.BOXES]
+    return "coco" if any(coco.is_coco(p) for p in candidates) else "dicom"
+
+
+def scan(
+    path: Path,
+    form: Format,
+    *,
+    image_is_patient: bool = False,
+    require_annotation: bool = True,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Found | Dropped | Remark]:
+    """Everything under `path`, in the order of its paths.
+
+    Guarantees: each file is the source of at least one Found, or is Dropped once. An image that one patient has twice
+    is found once.
+    Raises DataError when `path` or a table that speaks for many images can't be read.
+    """
+    if form not in get_args(Format):
+        raise DataError(f"format {form!r}: use auto, {', '.join(get_args(Format))}")
+    if form == "medmnist":
+        yield from _arrays(path, progress)
+    elif not path.is_dir():
+        raise DataError(f"{path}: not a folder; format {form} is a folder of files")
+    else:
+        yield from _folder(path, form, image_is_patient, require_annotation, jobs, progress)
+
+
+def pixels(source: Source, *, window: Window) -> NDArray[np.float32]:
+    """One image as `images` gives it. Raises Unusable."""
+    (found,) = images([source], window=window)
+    if isinstance(found, Unusable):
+        raise found
+    return found
+
+
+def images(
+    places: Sequence[Source], *, window: Window, array: Callable[[Path, str], NDArray[np.uint8]] | None = None
+) -> Iterator[NDArray[np.float32] | Unusable]:
+    """Images of one file and array, [H, W] or [H, W, 3] float32 in [0, 1] on the grid as stored; or what is wrong.
+
+    `array` reads an array of an .npz file: one that remembers spares unpacking it again.
+    """
+    first = places[0]
+    path = first.root / first.path
+    done = 0
+    try:
+        if first.kind == "dicom":
+            found = dicom.frames(path, window=window, wanted=[place.item for place in places])
+        elif first.kind == "picture":
+            found = iter([picture.pixels(path.read_bytes(), window=window)])
+        else:
+            values = (array or read_array)(path, first.array)
+            found = (to_unit(values[place.item], window, limits=(0, 255)) for place in places)
+        for image in found:
+            yield image
+            done += 1
+    except Unusable as error:
+        yield from [error] * (len(places) - done)
+    except (OSError, DataError, IndexError) as error:
+        problem = Unusable(Drop.UNREADABLE, f"can't be read ({type(error).__name__})")
+        yield from [problem] * (len(places) - done)
+
+
+def read_array(path: Path, name: str) -> NDArray[np.uint8]:
+    """One array of an .npz file, uint8 [n, H, W] or [n, H, W, 3]. Raises DataError; never unpickles."""
+    images = _member(path, name)
+    if (
+        images.dtype != np.uint8
+        or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3))
+        or 0 in images.shape[1:]
+    ):
+        shape = "x".join(map(str, images.shape))
+        raise DataError(f"{path.name}: {name} is {images.dtype} {shape}; images are uint8 [n, H, W] or [n, H, W, 3]")
+    return images
+
+
+def _member(path: Path, name: str) -> NDArray[Any]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > ARRAYS_LIMIT:
+                raise DataError(f"{path.name}: more than {ARRAYS_LIMIT // 2**30} GiB unpacked")
+        with np.load(path, allow_pickle=False) as arrays:
+            return np.asarray(arrays[name])
+    except KeyError:
+        raise DataError(
+            f"{path.name}: has no {name}; a MedMNIST file has train, val and test images and labels"
+        ) from None
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        MemoryError,
+        zipfile.BadZipFile,
+        zlib.error,
+        NotImplementedError,
+        RuntimeError,
+    ) as error:
+        raise DataError(
+            f"{path.name}: {name} is no readable numpy array ({type(error).__name__}): get the file again"
+        ) from None
+
+
+def _arrays(path: Path, progress: Progress | None) -> Iterator[Found | Dropped]:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; format medmnist is one .npz file")
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: can't be read ({error.strerror})") from None
+    for done, (part, split) in enumerate(_PARTS):
+        images, labels = read_array(path, f"{part}_images"), _member(path, f"{part}_labels")
+        if labels.size != len(images) or labels.dtype.kind not in "iu":
+            raise DataError(f"{path.name}: {part}_labels must be one whole number for each of {len(images)} images")
+        for item, label in enumerate(labels.reshape(-1).tolist()):
+            yield Found(
+                source=Source(root=path.parent, path=path.name, kind="array", array=f"{part}_images", item=item),
+                patient=f"{split}-{item}",
+                digest=digest,
+                height=images.shape[1],
+                width=images.shape[2],
+                official=split,
+                annotation=Annotation(label=str(label)),
+            )
+        if progress:
+            progress(done + 1, len(_PARTS))
+
+
+def _folder(
+    root: Path,
+    form: Format,
+    image_is_patient: bool,
+    require_annotation: bool,
+    jobs: int | None,
+    progress: Progress | None,
+) -> Iterator[Found | Dropped | Remark]:
+    walked = _walk(root)
+    files = [path for path, problem in walked if problem is None]
+    if not walked:
+        raise DataError(f"{root}: an empty folder")
+    readers = _readers(root, form, files)
+    patients = tables.read_patients(root)
+    aside = {tables.PATIENTS, *(file for reader in readers for file in reader.files)}
+    seen: dict[str, str] = {}
+    for outcome in _headers(root, form, walked, aside, jobs, progress):
+        if isinstance(outcome, Dropped):
+            yield outcome
+            continue
+        patient = _patient(outcome, form, patients, image_is_patient)
+        if patient is None:
+            yield Dropped(path=outcome.path, reason=Drop.NO_PATIENT_ID, detail="no PatientID, not in patients.csv")
+            continue
+        names = [f"content {outcome.digest}"] + ([f"uid {outcome.tags.sop_uid}"] if outcome.tags.sop_uid else [])
+        others = {seen[name] for name in names if name in seen}
+        if patient in others:
+            yield Dropped(
+                path=outcome.path, reason=Drop.DUPLICATE, detail="same content or SOPInstanceUID as an earlier file"
+            )
+            continue
+        if others:
+            yield Remark(finding=Finding.SAME_IN_TWO_PATIENTS, place=outcome.path)
+        try:
+            yield from _images(root, outcome, patient, readers, require_annotation)
+        except Unusable as error:
+            yield Dropped(path=outcome.path, reason=error.reason, detail=str(error))
+            continue
+        seen.update(dict.fromkeys(names, patient))
+    for reader in readers:
+        yield from reader.remarks()
+
+
+def _readers(root: Path, form: Format, files: list[str]) -> list[Reader]:
+    """Whatever the format, `labels.csv` may add labels and columns."""
+    readers: list[Reader | None] = [tables.read_labels(root)]
+    if form == "voc":
+        readers.append(voc.read_voc(root, files))
+    elif form == "coco":
+        found = [f for f in files if f.endswith(".json") and PurePosixPath(f).parts[:-1] in ((), ("annotations",))]
+        found = [f for f in found if coco.is_coco(root / f)]
+        if not found:
+            raise DataError(
+                f"{root}: no COCO file (.json with images and annotations) in it or in its annotations folder"
+            )
+        readers.append(coco.read_coco(root, found))
+    elif form == "masks":
+        readers.append(masks.read_masks(root, files, images="images"))
+    else:
+        readers.append(masks.read_masks(root, files, images=None))
+        readers.append(coco.read_coco(root, [coco.BOXES]) if coco.BOXES in files else None)
+    return [reader for reader in readers if reader is not None]
+
+
+def _walk(root: Path) -> list[tuple[str, Dropped | None]]:
+    """Relative paths in order, with why one can't be opened. Each real folder is entered once, so links can't loop."""
+    found: list[tuple[str, Dropped | None]] = []
+    entered: set[tuple[int, int]] = set()
+    folders = [""]
+    while folders:
+        folder = folders.pop()
+        try:
+            status = (root / folder).stat()
+            if (status.st_dev, status.st_ino) in entered:
+                continue
+            entered.add((status.st_dev, status.st_ino))
+            names = sorted(os.listdir(root / folder))
+        except OSError as error:
+            found.append((folder, Dropped(path=folder, reason=Drop.UNREADABLE, detail=f"folder: {error.strerror}")))
+            continue
+        for name in names:
+            path = f"{folder}/{name}" if folder else name
+            mode = _mode(root / path)
+            if mode is not None and stat.S_ISDIR(mode[0]):
+                folders.append(path)
+            else:
+                # A name that isn't UTF-8 can't be written down as it is; the file is then counted as unreadable.
+                path = path.encode("utf-8", "backslashreplace").decode()
+                found.append((path, _problem(path, mode)))
+    return sorted(found, key=lambda entry: entry[0])
+
+
+def _mode(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:  # a broken link, or a loop of links
+        return None
+    return status.st_mode, status.st_size
+
+
+def _problem(path: str, mode: tuple[int, int] | None) -> Dropped | None:
+    if mode is None:
+        return Dropped(path=path, reason=Drop.UNREADABLE, detail="a broken link")
+    if not stat.S_ISREG(mode[0]):
+        return Dropped(path=path, reason=Drop.NOT_AN_IMAGE, detail="not a regular file")
+    return Dropped(path=path, reason=Drop.EMPTY_FILE) if mode[1] == 0 else None
+
+
+def _headers(
+    root: Path,
+    form: Format,
+    walked: Sequence[tuple[str, Dropped | None]],
+    aside: set[str],
+    jobs: int | None,
+    progress: Progress | None,
+) -> Iterator[_File | Dropped]:
+    """One outcome per file, in order. Threads: hashing, reading and decoding of pictures leave the interpreter free."""
+
+    def outcome(entry: tuple[str, Dropped | None]) -> _File | Dropped:
+        path, problem = entry
+        if problem is not None:
+            return problem
+        if path in aside:
+            return Dropped(path=path, reason=Drop.ANNOTATION_FILE)
+        try:
+            return _header(root, path, form)
+        except Unusable as error:
+            return Dropped(path=path, reason=error.reason, detail=str(error))
+        except OSError as error:
+            return Dropped(path=path, reason=Drop.UNREADABLE, detail=type(error).__name__)
+
+    with dicom.quiet(), ThreadPoolExecutor(jobs or min(8, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(walked), _WAVE):
+            yield from pool.map(outcome, walked[start : start + _WAVE])
+            if progress:
+                progress(min(start + _WAVE, len(walked)), len(walked))
+
+
+def _header(root: Path, path: str, form: Format) -> _File:
+    file = root / path
+    with file.open("rb") as stream:
+        head = stream.read(132)
+        stream.seek(0)
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    pure = PurePosixPath(path)
+    if dicom.looks_like_dicom(head):
+        return _File(path=path, kind="dicom", digest=digest, tags=dicom.header(file))
+    outside = {"voc": voc.IMAGES, "masks": "images"}.get(form)
+    if pure.suffix.lower() not in picture.SUFFIXES or (outside and not pure.is_relative_to(outside)):
+        kind = Drop.UNREADABLE if pure.suffix.lower() in (".dcm", ".dicom") else Drop.NOT_AN_IMAGE
+        raise Unusable(kind, "neither a DICOM file nor a picture" if not outside else f"no image in {outside}")
+    height, width = picture.size(file.read_bytes())
+    return _File(path=path, kind="picture", digest=digest, tags=Tags(height=height, width=width))
+
+
+def _patient(file: _File, form: Format, patients: dict[str, str] | None, image_is_patient: bool) -> str | None:
+    """In clear. Where an image stands for a patient its content is the identifier: a copy is the same patient."""
+    if patients is not None and file.path in patients:
+        return patients[file.path]
+    if file.kind == "dicom" and file.tags.patient_id is not None:
+        return file.tags.patient_id
+    return f"image {file.digest}" if image_is_patient or (form != "dicom" and patients is None) else None
+
+
+def _images(root: Path, file: _File, patient: str, readers: list[Reader], require_annotation: bool) -> Iterator[Found]:
+    tags = file.tags
+    subject = Subject(
+        path=file.path,
+        height=tags.height,
+        width=tags.width,
+        frames=tags.frames,
+        sop_uid=tags.sop_uid,
+        study_uid=tags.study_uid,
+        patient_id=tags.patient_id,
+    )
+    annotation = merged(reader.annotation(subject) for reader in readers)
+    if require_annotation and annotation.label is None and annotation.mask is None and annotation.boxes is None:
+        raise Unusable(Drop.NO_ANNOTATION, "nothing is known about it")
+    official = next((split for reader in readers if (split := reader.official(subject))), None)
+    columns = {k: v for reader in readers for k, v in reader.columns(subject).items()}
+    for frame in range(tags.frames):
+        yield Found(
+            source=Source(root=root, path=file.path, kind=file.kind, item=frame),
+            patient=patient,
+            digest=file.digest,
+            height=tags.height,
+            width=tags.width,
+            study_uid=tags.study_uid,
+            modality=tags.modality,
+            scanner=tags.scanner,
+            burned_in=tags.burned_in,
+            official=official,
+            annotation=annotation,
+            columns=columns,
+        )

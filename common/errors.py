@@ -1,0 +1,44 @@
+"""Errors by whose fault they are, and the closed set of reason codes that may cross the network."""
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Why a site did not contribute to a round: all that another party ever learns about it.
+
+    Guarantees: closed; a reply with any other code is malformed. The text of an error stays where it happened.
+    """
+
+    OK = "ok"
+    OFFLINE = "offline"
+    LATE = "late"
+    MALFORMED = "malformed"
+    FAILED = "failed"
+    NOT_APPROVED = "refused:not_approved"
+    POLICY = "refused:policy"
+    BUDGET = "refused:budget"
+    STUDY_CHANGED = "refused:study_changed"
+    WIRE_VERSION = "refused:wire_version"
+    ROSTER = "refused:roster"
+
+
+class FederationError(Exception):
+    """Root of all errors that Fedward raises on purpose: one line that says what was wrong, where, and what would be
+    right.
+    """
+
+
+class StudyError(FederationError):
+    """The study file is wrong: the coordinator's or researcher's to mend."""
+
+
+class DataError(FederationError):
+    """The images, annotations or folders are wrong: the data engineer's to mend."""
+
+
+class MessageError(FederationError):
+    """A message from another party breaks the wire's rules: the sender's fault."""
+
+
+class RunError(FederationError):
+    """A run can't go on: quorum lost, disk full, wrong checkpoint. Says how to continue."""

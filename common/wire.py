@@ -1,0 +1,241 @@
+"""Typed messages and Flower's RecordDict: bytes are checked here, once, and are typed values from then on.
+
+Arrays travel as raw little-endian float32. Flower's `Array.numpy()` is never called: it allocates by a header that the
+sender wrote. Nothing here trusts a length, a name or a type that came over the network.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, get_args
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+from numpy.typing import NDArray
+
+from common.errors import MessageError, Reason
+
+WIRE_VERSION = 1
+HEADER_LIMIT = 4 * 2**20  # bytes of a header's JSON
+RAW = "fedward.f32le"  # how Flower is told that the bytes are ours
+Kind = Literal["propose", "update", "evaluate"]
+Vector = NDArray[np.float32]
+
+_MESSAGE_TYPES: dict[Kind, str] = {"propose": "query", "update": "train", "evaluate": "evaluate"}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Order:
+    """What the server asks of a site: `propose` shows the study, `update` asks for training, `evaluate` for metric
+    sums.
+    """
+
+    kind: Kind
+    round: int
+    attempt: int
+    study_hash: str
+    study_json: str = ""  # in `propose` only
+    weights: Vector | None = None  # all parameters; absent in `propose`, and while only the header has been read
+    weights_hash: str = ""  # hex SHA-256 of the weights' bytes; "" in `propose`
+
+    @cached_property
+    def sha256(self) -> str:
+        """Digest over the plan and the weights' digest: what a site's answer is an answer to."""
+        return hashlib.sha256(_canonical(_order_header(self))).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answer:
+    """What a site sends back: a verdict, and with `ok` to an update or evaluate order its one flat vector."""
+
+    site: str
+    kind: Kind
+    round: int
+    attempt: int
+    study_hash: str
+    order_hash: str
+    reason: Reason
+    vector: Vector | None = None
+
+
+def _canonical(header: dict[str, Any]) -> bytes:
+    return json.dumps(header, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _order_header(order: Order) -> dict[str, Any]:
+    return {
+        "wire": WIRE_VERSION,
+        "kind": order.kind,
+        "round": order.round,
+        "attempt": order.attempt,
+        "study_hash": order.study_hash,
+        "study_json": order.study_json,
+        "weights_hash": order.weights_hash,
+    }
+
+
+def digest_of(vector: Vector) -> str:
+    """Hex SHA-256 of the vector's little-endian bytes."""
+    return hashlib.sha256(np.ascontiguousarray(vector, dtype="<f4").data).hexdigest()
+
+
+def _record(header: dict[str, Any], vector: Vector | None) -> RecordDict:
+    record = RecordDict({"header": ConfigRecord({"json": _canonical(header)})})
+    if vector is not None:
+        data = np.ascontiguousarray(vector, dtype="<f4").tobytes()
+        array = Array(dtype="float32", shape=(vector.size,), stype=RAW, data=data)
+        record["vector"] = ArrayRecord({"vector": array})
+    return record
+
+
+def _header(record: RecordDict, expected: dict[str, type]) -> dict[str, Any]:
+    """The header with exactly the expected keys and types, whatever was sent."""
+    config = record.get("header")
+    if not isinstance(config, ConfigRecord) or set(config) != {"json"} or set(record) - {"header", "vector"}:
+        raise MessageError("message without its header, or with foreign records")
+    text = config["json"]
+    if not isinstance(text, bytes) or len(text) > HEADER_LIMIT:
+        raise MessageError(f"header is not bytes of at most {HEADER_LIMIT}")
+    try:
+        header = json.loads(text, object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise MessageError("header is not JSON") from error
+    if not isinstance(header, dict) or header.get("wire") != WIRE_VERSION:
+        raise MessageError(f"wire version is not {WIRE_VERSION}: install the Fedward release that the consortium uses")
+    if set(header) != {"wire", *expected}:
+        raise MessageError("header keys are not those of this message")
+    for key, kind in expected.items():
+        if type(header[key]) is not kind:
+            raise MessageError(f"header's {key} is not {kind.__name__}")
+    if not (0 <= header["round"] < 2**31 and 0 <= header["attempt"] < 2**31 and header["kind"] in get_args(Kind)):
+        raise MessageError("header's kind, round or attempt is out of range")
+    return header
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len({key for key, _ in pairs}) != len(pairs):
+        raise ValueError("a key twice")
+    return dict(pairs)
+
+
+def _vector(record: RecordDict, length: int) -> Vector:
+    """The float32 vector of exactly this length, all finite."""
+    arrays = record.get("vector")
+    if not isinstance(arrays, ArrayRecord) or set(arrays) != {"vector"}:
+        raise MessageError("message without its vector")
+    array = arrays["vector"]
+    if array.stype != RAW or array.dtype != "float32" or tuple(array.shape) != (length,):
+        raise MessageError(f"vector is not {length} raw float32")
+    if len(array.data) != 4 * length:
+        raise MessageError(f"vector of {len(array.data)} bytes, expected {4 * length}")
+    vector = np.frombuffer(array.data, dtype="<f4")
+    if not np.isfinite(vector).all():
+        raise MessageError("vector holds values that are not finite")
+    return vector
+
+
+def order_record(order: Order) -> RecordDict:
+    """The order as Flower sends it."""
+    return _record(_order_header(order), order.weights)
+
+
+def order_from(record: RecordDict) -> Order:
+    """The order that a record's header holds; its weights are not looked at yet (`weights_from`).
+
+    Raises MessageError on anything that isn't an order of this wire version.
+    """
+    strings = ("kind", "study_hash", "study_json", "weights_hash")
+    header = _header(record, {**dict.fromkeys(strings, str), "round": int, "attempt": int})
+    header.pop("wire")
+    return Order(**header)
+
+
+def weights_from(record: RecordDict, order: Order, *, length: int) -> Vector:
+    """The order's weights: `length` values, the number that the study's model has. Raises MessageError when they
+    aren't those.
+    """
+    vector = _vector(record, length)
+    if digest_of(vector) != order.weights_hash:
+        raise MessageError("weights that the order's header does not name")
+    return vector
+
+
+def answer_record(answer: Answer) -> RecordDict:
+    """The answer as Flower sends it."""
+    header = {
+        "wire": WIRE_VERSION,
+        "site": answer.site,
+        "kind": answer.kind,
+        "round": answer.round,
+        "attempt": answer.attempt,
+        "study_hash": answer.study_hash,
+        "order_hash": answer.order_hash,
+        "reason": str(answer.reason),
+    }
+    return _record(header, answer.vector)
+
+
+def answer_from(record: RecordDict, *, to: Order, length: int) -> Answer:
+    """The answer that a record holds, checked against the order it must belong to.
+
+    Raises MessageError when it isn't an answer to this very order, has an unknown reason, or a vector of another
+    length.
+    """
+    strings = ("site", "kind", "study_hash", "order_hash", "reason")
+    header = _header(record, {**dict.fromkeys(strings, str), "round": int, "attempt": int})
+    same = ("kind", "round", "attempt", "study_hash")
+    if any(header[key] != getattr(to, key) for key in same) or header["order_hash"] != to.sha256:
+        raise MessageError("an answer to another order")
+    if not 1 <= len(header["site"]) <= 32 or not set(header["site"]) <= set("abcdefghijklmnopqrstuvwxyz0123456789-"):
+        raise MessageError("site name is not [a-z0-9-]{1,32}")
+    try:
+        reason = Reason(header["reason"])
+    except ValueError as error:
+        raise MessageError("unknown reason code") from error
+    carries = reason is Reason.OK and to.kind != "propose"
+    if carries != ("vector" in record):
+        raise MessageError("a vector where none belongs, or none where one does")
+    return Answer(
+        site=header["site"],
+        kind=to.kind,
+        round=to.round,
+        attempt=to.attempt,
+        study_hash=to.study_hash,
+        order_hash=header["order_hash"],
+        reason=reason,
+        vector=_vector(record, length) if carries else None,
+    )
+
+
+def site_of(record: RecordDict) -> str:
+    """The site's name that an answer's header holds, unchecked beyond its form; "" where there is none."""
+    config = record.get("header")
+    text = config.get("json") if isinstance(config, ConfigRecord) else None
+    try:
+        header = json.loads(text) if isinstance(text, bytes) else None
+    except ValueError:
+        return ""
+    return str(header.get("site", "")) if isinstance(header, dict) else ""
+
+
+def message(order: Order, record: RecordDict, *, node: int, ttl: float) -> Message:
+    """A Flower message that carries the order's record to a node; `ttl` in seconds. Nodes with one order share one
+    record.
+    """
+    kind = _MESSAGE_TYPES[order.kind]
+    return Message(record, node, kind, ttl=ttl, group_id=f"{order.kind} {order.round} {order.attempt}")
+
+
+def size_of(record: RecordDict) -> int:
+    """Payload bytes of a record: its header's JSON and its vector."""
+    config, arrays = record.get("header"), record.get("vector")
+    text = config.get("json", b"") if isinstance(config, ConfigRecord) else b""
+    vector = sum(len(array.data) for array in arrays.values()) if isinstance(arrays, ArrayRecord) else 0
+    return (len(text) if isinstance(text, bytes) else 0) + vector
+
+
+def identify(*, run_id: int, node_id: int) -> None:
+    """Tell Flower who is speaking: its messages read that from the process, which only its own launchers set."""
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, node_id, 0

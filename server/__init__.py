@@ -1,0 +1,1 @@
+"""The consortium's coordinator: runs rounds and only ever sees sums. Imports only `common`."""

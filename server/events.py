@@ -1,0 +1,154 @@
+"""Append-only log of a run, OUT/events.jsonl: console, summary and report all read it, and nothing else remembers.
+
+Every event has "event", its kind, and "time", seconds since 1970. Kinds and what else they hold:
+started: run, study, study_hash, backend, sites. resumed: round. retry: round, attempt, absent.
+round: round, attempt, participants, absent, metrics, bytes_up, bytes_down, seconds. Its metrics describe the weights
+that entered it, those after the round before. final: val, test. finished. stopped: reason.
+"""
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from common.errors import RunError
+
+Event = dict[str, Any]
+
+
+class EventLog:
+    """The writing end.
+
+    Guarantees: an event is on disk when `append` returns; one event is one line and one write; lines never change.
+    A last line that a crash tore is closed at opening and followed by a `repaired` event, which voids it for readers.
+    After a failed write the log is closed: open it again to go on.
+    Raises: RunError, one line, when the file can't be opened or written, or an event is not plain JSON.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._descriptor: int | None = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            torn = _torn(self._descriptor)
+            _sync_folder(path.parent)
+        except OSError as error:
+            raise RunError(
+                f"{path}: can't be opened ({error.strerror}): choose a folder that can be written"
+            ) from error
+        if torn:
+            self._write(b"\n")
+            self.append({"event": "repaired"})
+
+    def append(self, event: Mapping[str, Any]) -> None:
+        """One event, its "time" now unless given. NaN and infinity are refused: an absent number is None."""
+        try:
+            line = json.dumps({"time": time.time(), **event}, allow_nan=False, separators=(",", ":")).encode()
+        except (TypeError, ValueError) as error:
+            raise RunError(f"{self._path}: event {event.get('event')!r} is not plain JSON: {error}") from error
+        self._write(line + b"\n")
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _write(self, line: bytes) -> None:
+        if self._descriptor is None:
+            raise RunError(f"{self._path}: closed; open it again to go on")
+        try:
+            if os.write(self._descriptor, line) != len(line):
+                raise OSError(0, "no room for the whole line")
+            os.fsync(self._descriptor)
+        except OSError as error:
+            self.close()
+            raise RunError(
+                f"{self._path}: can't be written ({error.strerror}): free disk space, then resume"
+            ) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read(path: Path) -> list[Event]:
+    """All events in order of writing. A torn last line, closed since or not, is left out.
+
+    Raises RunError where the file can't be read, or a line that no crash explains is not an event.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise RunError(f"{path}: can't be read ({error.strerror}): give the folder of a run") from error
+    lines.pop()  # after the last newline: nothing, or a torn line
+    events: list[Event | None] = [_event(line) for line in lines]
+    for position, event in enumerate(events):
+        if event is not None and event["event"] == "repaired" and position:
+            events[position - 1] = {"event": "torn"}
+    if None in events:
+        raise RunError(f"{path}: line {events.index(None) + 1} is not an event: the file was edited or damaged")
+    return [event for event in events if event is not None and event["event"] not in ("torn", "repaired")]
+
+
+def effective(events: Sequence[Event]) -> list[Event]:
+    """The events that count: from the last start on, and after `resumed` at round k nothing of the rounds above k.
+
+    A resumed run has no final metrics and no end until it reaches them again.
+    """
+    kept: list[Event] = []
+    for event in events:
+        if event["event"] == "started":
+            kept = []
+        elif event["event"] == "resumed":
+            ends = ("final", "finished", "stopped")
+            kept = [e for e in kept if e["event"] not in ends and e.get("round", 0) <= event["round"]]
+        kept.append(event)
+    return kept
+
+
+def summary(events: Sequence[Event]) -> dict[str, Any]:
+    """What summary.json holds of a run, from its events alone. `final` is {} until the run has come so far.
+
+    Raises RunError without a `started` event.
+    """
+    counted = effective(events)
+    if not counted or counted[0]["event"] != "started":
+        raise RunError("the event log has no start: it belongs to no run")
+    started = counted[0]
+    keys = ("round", "participants", "absent", "metrics", "bytes_up", "bytes_down", "seconds")
+    finals = [{key: e[key] for key in ("val", "test") if key in e} for e in counted if e["event"] == "final"]
+    return {
+        "schema": 1,
+        "study": {"name": started["study"]["study"]["name"], "hash": started["study_hash"]},
+        "backend": started["backend"],
+        "rounds": [{key: event[key] for key in keys} for event in counted if event["event"] == "round"],
+        "final": finals[-1] if finals else {},
+    }
+
+
+def _torn(descriptor: int) -> bool:
+    size = os.fstat(descriptor).st_size
+    return size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+
+
+def _event(line: bytes) -> Event | None:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None
+
+
+def _sync_folder(folder: Path) -> None:
+    """A new file's name is on disk only when its folder is."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

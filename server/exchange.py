@@ -1,0 +1,99 @@
+"""Orders out, answers in one at a time as they arrive, until everybody has answered or the deadline has come."""
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from common import wire
+from common.errors import MessageError, Reason
+
+_POLL = (0.001, 0.5)  # seconds between two looks: grows from the first to the second
+
+
+class Clock:
+    """Seconds that pass. A simulation has one of its own, so that waiting for a laggard takes no time."""
+
+    def now(self) -> float:
+        """Seconds since some fixed moment."""
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        """Let seconds pass."""
+        time.sleep(seconds)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Received:
+    """What came of one node's order: an answer that belongs to it, or the reason why there is none."""
+
+    node: int
+    reason: Reason
+    answer: wire.Answer | None = None
+    bytes_down: int = 0
+    bytes_up: int = 0
+    seconds: float = 0.0
+
+
+class Exchange:
+    """One end of a Flower grid: who is online, and one order at a time to some of them."""
+
+    def __init__(self, grid: Grid, clock: Clock) -> None:
+        self._grid, self._clock = grid, clock
+
+    def online(self) -> frozenset[int]:
+        """Nodes that Flower believes to be reachable now."""
+        return frozenset(self._grid.get_node_ids())
+
+    def ask(self, nodes: Iterable[int], order: wire.Order, *, length: int, deadline: float) -> Iterator[Received]:
+        """Send the nodes an order and yield what comes back, as it comes; at the deadline (seconds) the rest is late.
+
+        Guarantees: at most one `Received` per node, exactly one when read to the end; one answer is held at a time, so
+        memory does not grow with the sites. Answers are checked against the order they must belong to and to a vector
+        of
+        `length` values (wire.answer_from).
+        """
+        start = self._clock.now()
+        record = wire.order_record(order)
+        size = wire.size_of(record)
+        pending: dict[str, int] = {}
+        for node in nodes:
+            message = wire.message(order, record, node=node, ttl=deadline)
+            identifier = next(iter(self._grid.push_messages([message])), "")
+            if identifier:
+                pending[identifier] = node
+            else:
+                yield Received(node=node, reason=Reason.OFFLINE)
+        pause = _POLL[0]
+        while pending and self._clock.now() - start < deadline:
+            arrived = False
+            for identifier in list(pending):
+                for reply in self._grid.pull_messages([identifier]):
+                    arrived = True
+                    reason, answer, bytes_up = _verdict(reply, order, length)
+                    yield Received(
+                        node=pending.pop(identifier),
+                        reason=reason,
+                        answer=answer,
+                        bytes_down=size,
+                        bytes_up=bytes_up,
+                        seconds=self._clock.now() - start,
+                    )
+            if pending:
+                pause = _POLL[0] if arrived else min(2 * pause, _POLL[1])
+                self._clock.sleep(min(pause, max(0.0, deadline - (self._clock.now() - start))))
+        for node in pending.values():
+            yield Received(node=node, reason=Reason.LATE, bytes_down=size, seconds=deadline)
+
+
+def _verdict(message: Message, order: wire.Order, length: int) -> tuple[Reason, wire.Answer | None, int]:
+    if not message.has_content():  # Flower's own error reply: the node went away, or its process died
+        return Reason.FAILED, None, 0
+    size = wire.size_of(message.content)
+    try:
+        answer = wire.answer_from(message.content, to=order, length=length)
+    except MessageError:
+        return Reason.MALFORMED, None, size
+    return answer.reason, answer, size

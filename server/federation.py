@@ -1,0 +1,279 @@
+"""A federation's run, from the first proposal to the final model: the loop around `rounds.step`."""
+
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from common import params, wire
+from common.errors import MessageError, Reason, RunError
+from common.layout import Layout, layout_of
+from common.models import build_model, load_pretrained
+from common.randomness import seeded
+from common.study import Study
+from common.tasks import task_of
+from server import aggregate, checkpoint, model_card, rounds
+from server.events import EventLog
+from server.exchange import Exchange, Received
+
+Watch = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a run is carried out; nothing in here changes what the study means."""
+
+    out: Path
+    backend: str
+    roster: frozenset[str]  # the sites that belong to the federation
+    pretrained: dict[str, Tensor] | None = None
+    resume: bool = False
+    watch: Watch = lambda _event: None  # is shown every event as it is logged
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Gathered:
+    """What one exchange with the sites gave: how the round stands, the sum of the vectors, bytes and seconds."""
+
+    round: rounds.Round
+    total: aggregate.VectorSum
+    bytes_up: dict[str, int]
+    bytes_down: dict[str, int]
+    seconds: dict[str, float]
+
+
+def run(exchange: Exchange, study: Study, options: Options) -> None:
+    """Train the study's model with the sites that the exchange reaches and write everything that a run leaves behind.
+
+    Guarantees: a round is applied only when at least `min_sites` sites answered; every absent site is named with a
+    reason;
+    killed at any point, the run goes on from its last closed round when started again with `resume`, to the same
+    result.
+    Raises RunError when a round failed `round_retries` times more in a row, or when OUT can't be used.
+    """
+    _Run(exchange, study, options).all_rounds()
+
+
+class _Run:
+    """State of one run that several steps share: which node is which site, the weights, the log."""
+
+    def __init__(self, exchange: Exchange, study: Study, options: Options) -> None:
+        self._sites, self._study, self._options = exchange, study, options
+        self._task = task_of(study)
+        with seeded(study.study.seed, "initialisation"):
+            self._model = build_model(study)
+        if options.pretrained is not None:
+            load_pretrained(self._model, options.pretrained, freeze=study.model.freeze)
+        self._shapes = params.shapes(self._model, trainable=False)
+        self._trainable = np.concatenate(
+            [np.full(p.numel(), p.requires_grad) for p in self._model.parameters()] or [np.zeros(0, bool)]
+        )
+        self._layouts: dict[wire.Kind, Layout] = {
+            "update": layout_of(study, "update"),
+            "evaluate": layout_of(study, "evaluate"),
+        }
+        self._nodes: dict[int, str] = {}
+        self._refused: dict[str, Reason] = {}
+        self._open()
+
+    def _open(self) -> None:
+        """Start afresh in an unused OUT, or take up the newest checkpoint."""
+        out, study = self._options.out, self._study
+        architecture = model_card.architecture_hash(self._shapes)
+        out.mkdir(parents=True, exist_ok=True)
+        found = None
+        if self._options.resume:
+            found = checkpoint.newest(out / "checkpoints", study_hash=study.sha256, architecture=architecture)
+        elif (out / "events.jsonl").exists():
+            raise RunError(f"{out}: holds a run already; continue it with --resume or choose another --out")
+        self._log = EventLog(out / "events.jsonl")
+        if found is None:
+            full = params.vector_of(self._model, trainable=False)
+            self._saved = checkpoint.Checkpoint(
+                run=secrets.token_hex(16),
+                study_hash=study.sha256,
+                architecture=architecture,
+                round=0,
+                state=aggregate.initial(full[self._trainable], study.aggregation),
+                weights=full,
+                best=np.zeros(0, np.float32),
+                best_score=None,
+            )
+            self._record(
+                {
+                    "event": "started",
+                    "run": self._saved.run,
+                    "study": study.model_dump(mode="json", by_alias=True),
+                    "study_hash": study.sha256,
+                    "backend": self._options.backend,
+                    "sites": sorted(self._options.roster),
+                }
+            )
+        else:
+            self._saved = found
+            self._record({"event": "resumed", "round": found.round})
+
+    def _record(self, event: dict[str, Any]) -> None:
+        event = {**event, "time": time.time()}
+        self._log.append(event)
+        self._options.watch(event)
+
+    def all_rounds(self) -> None:
+        """Rounds until the study's number is reached, then the last evaluation and the model."""
+        for number in range(self._saved.round + 1, self._study.study.rounds + 1):
+            done = self._attempts(number, "update")
+            closed = aggregate.close(done.total.total(), self._layouts["update"])
+            metrics = self._metrics(closed.sums)
+            self._close(number, closed.mean, metrics.get("validation", {}))
+            self._record(
+                {
+                    "event": "round",
+                    "round": number,
+                    "attempt": done.round.attempt,
+                    "participants": list(done.round.participants),
+                    "absent": {site: str(reason) for site, reason in sorted(done.round.absent.items())},
+                    "metrics": {"val": metrics.get("validation", {})},
+                    "bytes_up": done.bytes_up,
+                    "bytes_down": done.bytes_down,
+                    "seconds": {"train": max(done.seconds.values(), default=0.0), "sites": done.seconds},
+                }
+            )
+            checkpoint.save_checkpoint(self._options.out / "checkpoints", self._saved)
+        self._finish()
+
+    def _finish(self) -> None:
+        """Evaluate the last weights; if an earlier round's did better and the study selects the best, evaluate
+        those.
+        """
+        final = self._evaluate()
+        score, best = final["validation"].get(self._task.headline), self._saved.best_score
+        if self._study.study.select == "best" and best is not None and (score is None or best > score):
+            self._saved = replace(self._saved, weights=self._saved.best)
+            final = self._evaluate()
+        params.assign(self._model, self._saved.weights)
+        model_card.save_model(
+            self._options.out,
+            self._study,
+            run=self._saved.run,
+            shapes=self._shapes,
+            weights=self._saved.weights,
+            validation=final["validation"],
+        )
+        self._record({"event": "final", "val": final["validation"], "test": final["test"]})
+        self._record({"event": "finished"})
+
+    def _evaluate(self) -> dict[str, dict[str, Any]]:
+        done = self._attempts(self._study.study.rounds + 1, "evaluate")
+        return self._metrics(aggregate.close(done.total.total(), self._layouts["evaluate"]).sums)
+
+    def _close(self, number: int, mean: NDArray[np.float64] | None, validation: dict[str, Any]) -> None:
+        """The state after a round. The round's metrics are of the weights that it started from."""
+        saved, score = self._saved, validation.get(self._task.headline)
+        if self._study.study.select == "best" and score is not None and score > (saved.best_score or -1.0):
+            saved = replace(saved, best=saved.weights, best_score=score)
+        state = aggregate.apply(saved.state, mean, self._study.aggregation)
+        weights = saved.weights.copy()
+        weights[self._trainable] = state.weights
+        self._saved = replace(saved, round=number, state=state, weights=weights)
+
+    def _metrics(self, sums: dict[str, NDArray[np.float64]]) -> dict[str, dict[str, Any]]:
+        """Metrics by pool; loss None and no others where a pool has no images."""
+        pools: dict[str, dict[str, NDArray[np.float64]]] = {}
+        for name, value in sums.items():
+            pool, key = name.split("/", 1)
+            pools.setdefault(pool, {})[key] = value
+        metrics = {}
+        for pool, named in pools.items():
+            images, loss = float(named.pop("images")), float(named.pop("loss"))
+            mean = {"loss": loss / images if images > 0 else None, "images": round(images)}
+            metrics[pool] = {**self._task.summarise(named), **mean}
+        return metrics
+
+    def _attempts(self, number: int, kind: wire.Kind) -> _Gathered:
+        """A round tried until it closes, `round_retries` times more at the most."""
+        retries = self._study.study.round_retries
+        for attempt in range(1, retries + 2):
+            self._propose(number, attempt)
+            done = self._gather(number, attempt, kind)
+            if done.round.outcome == "closed":
+                return done
+            absent = {site: str(reason) for site, reason in sorted(done.round.absent.items())}
+            self._record({"event": "retry", "round": number, "attempt": attempt, "absent": absent})
+        reason = (
+            f"round {number}: fewer than {self._study.study.min_sites} sites answered, {retries + 1} times in a row"
+            f" (absent: {', '.join(f'{site} {why}' for site, why in absent.items())});"
+            " continue with --resume when they are back"
+        )
+        self._record({"event": "stopped", "reason": reason})
+        raise RunError(reason)
+
+    def _propose(self, number: int, attempt: int) -> None:
+        """Show the study to nodes that haven't agreed to it yet, and forget those that are gone."""
+        online = self._sites.online()
+        self._nodes = {node: site for node, site in self._nodes.items() if node in online}
+        self._refused = {}
+        order = wire.Order(
+            kind="propose",
+            round=number,
+            attempt=attempt,
+            study_hash=self._study.sha256,
+            study_json=self._study.canonical,
+        )
+        strangers = sorted(online - self._nodes.keys())
+        for received in self._ask(strangers, order):
+            site = received.answer.site if received.answer else None
+            if site not in self._options.roster or site in self._nodes.values():
+                continue  # nobody we know, or a second node in a site's name
+            if received.reason is Reason.OK:
+                self._nodes[received.node] = site
+            else:
+                self._refused[site] = received.reason
+
+    def _gather(self, number: int, attempt: int, kind: wire.Kind) -> _Gathered:
+        """Ask every site that is there and add up what comes, as it comes."""
+        absent = dict.fromkeys(self._options.roster - set(self._nodes.values()), Reason.OFFLINE) | self._refused
+        state = rounds.begin(
+            number=number,
+            attempt=attempt,
+            quorum=self._study.study.min_sites,
+            phases=[kind],
+            present=self._nodes.values(),
+            absent=absent,
+        )
+        order = wire.Order(
+            kind=kind,
+            round=number,
+            attempt=attempt,
+            study_hash=self._study.sha256,
+            weights=self._saved.weights,
+            weights_hash=wire.digest_of(self._saved.weights),
+        )
+        done = _Gathered(
+            round=state, total=aggregate.VectorSum(self._layouts[kind].length), bytes_up={}, bytes_down={}, seconds={}
+        )
+        for received in self._ask(sorted(self._nodes, key=self._nodes.__getitem__), order):
+            site, reason, answer = self._nodes[received.node], received.reason, received.answer
+            if answer is not None and answer.site != site:
+                reason = Reason.MALFORMED
+            if reason is Reason.OK and answer is not None and answer.vector is not None:
+                try:
+                    done.total.add(answer.vector)
+                except MessageError:
+                    reason = Reason.MALFORMED
+            state = rounds.step(state, rounds.Replied(site=site, reason=reason))
+            done.bytes_down[site], done.bytes_up[site] = received.bytes_down, received.bytes_up
+            done.seconds[site] = round(received.seconds, 6)
+            if state.outcome == "abandoned":
+                break
+        return replace(done, round=state)
+
+    def _ask(self, nodes: list[int], order: wire.Order) -> Iterator[Received]:
+        layout = self._layouts.get(order.kind)
+        length = layout.length if layout else 0
+        return self._sites.ask(nodes, order, length=length, deadline=self._study.study.round_deadline)

@@ -1,0 +1,101 @@
+"""What federating gained: the same work done with all data in one place, and by each site alone."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.study import Study, parse
+from common.tasks import task_of
+from simulations.faults import Faults
+from simulations.judge import Judged, difference, everything, held_out, judge, load_model, together
+from simulations.sites import Federation
+from simulations.training import Task
+
+
+def tasks(study: Study, federation: Federation, task: Task) -> dict[str, Task]:
+    """Training runs to compare `task`, the federation, with: "pooled", and each site's name.
+
+    Each makes as many passes over its images as the federation's sites made over theirs; where the study counts
+    steps, a
+    site alone makes as many as in the federation, and pooled training as many as all sites together.
+    """
+    alone = _alone(study, steps=1)
+    pooled = _alone(study, steps=len(federation.folders))
+    folder = task.out / "comparison"
+    quiet = replace(task, faults=Faults(scripted={}), backend="inprocess")
+    runs = {"pooled": replace(quiet, study=pooled.canonical, folders=(federation.pooled,), out=folder / "pooled")}
+    for site, count in zip(federation.folders, federation.counts, strict=True):
+        if count.patients:
+            runs[site.name] = replace(quiet, study=alone.canonical, folders=(site,), out=folder / f"alone-{site.name}")
+    return {name: replace(run, name=f"{task.name} / {name}") for name, run in runs.items()}
+
+
+def _alone(study: Study, *, steps: int) -> Study:
+    """The study for one site: no quorum, plain averaging (of one), `steps` times its local steps."""
+    values = study.model_dump(mode="json", by_alias=True)
+    values["study"] |= {"min_sites": 1}
+    values["aggregation"] = {"algorithm": "fedavg", "weights": "images"}
+    if study.training.local_steps is not None:
+        values["training"] |= {"local_steps": steps * study.training.local_steps}
+    return parse(values, where="comparison")
+
+
+class Judges:
+    """A study's models on the images that none of them has trained on."""
+
+    def __init__(self, study: Study, federation: Federation) -> None:
+        self._study = study
+        self._own = {folder.name: held_out(study, folder) for folder in federation.folders}
+        self._central = everything(study, federation.central) if federation.central else None
+        self._done: dict[Path, tuple[dict[str, Judged], Judged]] = {}
+
+    @property
+    def pool(self) -> str:
+        """Which patients of its own a site is judged on: "test", or "validation" where the official test images are
+        elsewhere.
+        """
+        return "validation" if self._central is not None else "test"
+
+    def of(self, out: Path) -> tuple[dict[str, Judged], Judged]:
+        """The model that a run left, on each site's held-out patients and on the common test images."""
+        if out not in self._done:
+            model = load_model(self._study, out)
+            own = {site: judge(self._study, model, images) for site, (_, images) in self._own.items()}
+            central = judge(self._study, model, self._central) if self._central else together(list(own.values()))
+            self._done[out] = own, central
+        return self._done[out]
+
+
+def compared(study: Study, judges: Judges, federated: Path, runs: Mapping[str, Task]) -> dict[str, Any]:
+    """The `comparison` part of summary.json."""
+    headline, seed = task_of(study).headline, study.study.seed
+    own, _ = judges.of(federated)
+    alone = {name: judges.of(run.out) for name, run in runs.items() if name != "pooled"}
+    values = [central.headline for _, central in alone.values() if central.headline is not None]
+    sites: dict[str, Any] = {}
+    for site, judged in own.items():
+        row: dict[str, Any] = {
+            "patients": len({row.patient for row in judged.images.rows}),
+            "alone": None,
+            "federated": judged.headline,
+            "difference": None,
+            "low": None,
+            "high": None,
+        }
+        if site in alone:
+            other = alone[site][0][site]
+            row["alone"] = other.headline
+            if judged.headline is not None and other.headline is not None:
+                row["difference"] = judged.headline - other.headline
+                interval = difference(judged, other, seed=seed, site=site)
+                row["low"], row["high"] = interval or (None, None)
+        sites[site] = row
+    return {
+        "pooled": {"test": judges.of(runs["pooled"].out)[1].metrics},
+        "alone": {site: {"test": central.metrics} for site, (_, central) in alone.items()},
+        "alone_mean": {"test": {headline: float(np.mean(values)) if values else None}},
+        "gain": {"headline": headline, "on": judges.pool, "sites": sites},
+    }

@@ -1,0 +1,74 @@
+"""Drop-outs, laggards and crashes on purpose: what a network and a hospital do to a federation, repeatable from a
+seed.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from common.errors import StudyError
+from common.randomness import stream
+
+Deed = Literal["drop", "late", "crash"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """What happens to one site's order: it never arrives, its answer comes `seconds` late, or the site dies over it."""
+
+    do: Deed
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Faults:
+    """All faults of a run: `scripted` by (round, site), and drop-outs with `probability` for each site, round and
+    attempt.
+    """
+
+    scripted: Mapping[tuple[int, str], Fault]
+    probability: float = 0.0
+    seed: int = 0
+
+    def of(self, site: str, *, round: int, attempt: int) -> Fault | None:
+        """What happens to this site's training order. A script strikes a round's first attempt alone."""
+        if attempt == 1 and (round, site) in self.scripted:
+            return self.scripted[round, site]
+        if self.probability > 0:
+            draw = stream(self.seed, f"drop-out {attempt}", site=site, round=round).random()
+            return Fault(do="drop") if draw < self.probability else None
+        return None
+
+
+def load(script: Path | None, *, drop: float, seed: int) -> Faults:
+    """Faults from `--script` and `--drop`. Raises StudyError, one line with the line's number, for anything else."""
+    if not 0 <= drop < 1:
+        raise StudyError(f"--drop {drop}: a probability, at least 0 and below 1")
+    scripted: dict[tuple[int, str], Fault] = {}
+    try:
+        lines = script.read_text(encoding="utf-8").splitlines() if script else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(f"--script {script}: can't be read ({error.__class__.__name__})") from error
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            round, site, fault = _parse(line, where=f"--script {script}, line {number}")
+            scripted[round, site] = fault
+    return Faults(scripted=scripted, probability=drop, seed=seed)
+
+
+def _parse(line: str, *, where: str) -> tuple[int, str, Fault]:
+    form = '{"round":2,"site":"site-1","do":"drop"|"late"|"crash","seconds":30}'
+    try:
+        entry = json.loads(line)
+    except ValueError as error:
+        raise StudyError(f"{where}: not JSON; write {form}") from error
+    if not isinstance(entry, dict) or set(entry) - {"round", "site", "do", "seconds"}:
+        raise StudyError(f"{where}: write {form}")
+    round, site, do, seconds = (entry.get(key) for key in ("round", "site", "do", "seconds"))
+    if not (isinstance(round, int) and isinstance(site, str) and do in get_args(Deed)):
+        raise StudyError(f"{where}: write {form}")
+    if (do == "late") != (seconds is not None) or not isinstance(seconds, int | float | None) or (seconds or 0) < 0:
+        raise StudyError(f'{where}: "seconds" (0 or more) belongs to "late", and to nothing else')
+    return round, site, Fault(do=do, seconds=float(seconds or 0.0))  # type: ignore[arg-type]  # checked above

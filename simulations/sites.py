@@ -1,0 +1,159 @@
+"""Writes the simulated hospitals: one shared index and cache, and a site folder each whose index points into them."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from client import cache as caches
+from client import index
+from client.index import Row
+from client.site import Site, open_site, site_toml
+from common.errors import DataError
+from common.randomness import derive, stream
+from common.study import Study
+from common.tasks import task_of
+from simulations.datasets import materialise, parse_spec
+from simulations.partition import Count, Partition, assign, shifts, table
+from simulations.scanner import Scanner, apply
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Federation:
+    """Site folders of one simulation, and what only a simulation may know about them."""
+
+    folders: tuple[Path, ...]  # OUT/sites/site-0 …
+    pooled: Path  # a site folder with every site's rows
+    central: Path | None  # a site folder with the official test images, where there is an official split
+    counts: tuple[Count, ...]
+    unusable: Mapping[str, int]  # images of the index that no site got, by reason
+
+
+def prepare(
+    study: Study,
+    *,
+    source_study: Study,
+    data: str,
+    partition: Partition,
+    sites: int,
+    shared: Path,
+    folder: Path,
+    say: Say,
+    quiet: bool,
+) -> Federation:
+    """Index and preprocess the data once (in `shared`, for all seeds), divide it among sites (in `folder`) by the
+    study's seed.
+
+    Guarantees: equal arguments give equal folders; no image is copied, but where a scanner shift changes it.
+    Raises DataError where there is no usable image, StudyError or DataError for a wrong SPEC.
+    """
+    source = master(source_study, data=data, folder=shared, say=say, quiet=quiet)
+    rows, unusable = usable(source, study)
+    task = task_of(study)
+    truths = {row.image: task.present(task.truth(row.annotation)) for row in rows}
+    official = [row for row in rows if row.official == "test"]
+    assignment = assign(
+        [row for row in rows if row.official != "test"],
+        partition,
+        sites=sites,
+        seed=study.study.seed,
+        classes_of=lambda row: truths[row.image],
+    )
+    counts = table(assignment, classes=study.study.classes, classes_of=lambda row: truths[row.image])
+    scanners = shifts(partition, sites=sites, seed=study.study.seed)
+    shifted = {site: _shifted(source, study, site, own, scanners[site]) for site, own in assignment.items()}
+    key = derive(study.study.seed, "patient key").to_bytes(32, "big")
+    folders = [write_site(folder / site, rows=own, cache=source.cache, key=key) for site, own in shifted.items()]
+    everything = [row for own in shifted.values() for row in own]
+    return Federation(
+        folders=tuple(folders),
+        pooled=write_site(folder / "pooled", rows=everything, cache=source.cache, key=key),
+        central=write_site(folder / "central", rows=official, cache=source.cache, key=key) if official else None,
+        counts=tuple(counts),
+        unusable=unusable,
+    )
+
+
+def master(study: Study, *, data: str, folder: Path, say: Say, quiet: bool) -> Site:
+    """A site folder that holds all of the data, indexed once; found again when data and seed are the same."""
+    spec = parse_spec(data)
+    folder.mkdir(parents=True, exist_ok=True)
+    format, path = materialise(spec, folder, seed=study.study.seed)
+    key = derive(study.study.seed, "master patient key").to_bytes(32, "big")
+    stamp = folder / "source.json"
+    wanted = json.dumps({"data": str(spec), "path": str(path.resolve()), "seed": study.study.seed})
+    if not (stamp.exists() and stamp.read_text(encoding="utf-8") == wanted and (folder / "index.sqlite").exists()):
+        say(f"Indexing {spec} …")
+        _write_identity(folder, cache="cache", key=key)
+        index.build(format, path, folder, patient_key=key, quiet=quiet)
+        stamp.write_text(wanted, encoding="utf-8")
+    return replace(open_site(folder), name="pooled")
+
+
+def usable(source: Site, study: Study) -> tuple[list[Row], dict[str, int]]:
+    """Rows that the study's task can use, with their images in the cache, and why the others can't be used."""
+    rows, task = index.read(source.folder), task_of(study)
+    cache = caches.open_cache(source.cache, study)
+    undecodable = cache.ensure(rows)
+    if undecodable:
+        index.remove(source.folder, undecodable)
+    reasons = Counter(str(reason) for reason in undecodable.values())
+    fit = []
+    for row in rows:
+        if row.image in undecodable:
+            continue
+        if task.truth(row.annotation) is None:
+            reasons["no annotation for this task and its classes"] += 1
+        else:
+            fit.append(row)
+    if not fit:
+        raise DataError(
+            f"no usable image for {study.study.task} of {', '.join(study.study.classes)}"
+            f" ({', '.join(f'{n} {why}' for why, n in reasons.items()) or 'the folder is empty'})"
+        )
+    return fit, dict(reasons)
+
+
+def _shifted(source: Site, study: Study, site: str, rows: Sequence[Row], scanner: Scanner) -> list[Row]:
+    """The rows as this site's scanner would have seen them: images of their own in the cache, unless nothing
+    changes.
+    """
+    if scanner == Scanner():
+        return list(rows)
+    cache = caches.open_cache(source.cache, study)
+    changed = []
+    for row in rows:
+        own = replace(row, image=f"{row.image}-{site}-{study.study.seed}")
+        rng = stream(study.study.seed, "scanner noise", site=own.image)
+        cache.add(own.image, apply(cache.images([row.image]), scanner, rng)[0])
+        changed.append(own)
+    return changed
+
+
+def write_site(folder: Path, *, rows: Sequence[Row], cache: Path, key: bytes) -> Path:
+    """A site folder with these rows; its name is the folder's. What an earlier run left there stays, but for the
+    index.
+    """
+    _write_identity(folder, cache=str(cache), key=key)
+    index.write(folder, rows, [])
+    return folder
+
+
+def _write_identity(folder: Path, *, cache: str, key: bytes) -> None:
+    (folder / "keys").mkdir(parents=True, exist_ok=True)
+    (folder / "site.toml").write_text(site_toml(folder.name, cache=cache), encoding="utf-8")
+    path = folder / "keys" / "patient.key"
+    path.touch(mode=0o600)
+    path.write_bytes(key)
+
+
+def summary_of(counts: Sequence[Count]) -> dict[str, Any]:
+    """The `sites` part of summary.json."""
+    return {
+        count.site: {"patients": count.patients, "images": count.images, "per_class": dict(count.per_class)}
+        for count in counts
+    }

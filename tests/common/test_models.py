@@ -1,0 +1,251 @@
+"""The networks: exact sizes, repeatable weights, nothing that couples the images of a batch."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from common import study as studies
+from common.errors import StudyError
+from common.models import backbone_names, build_model, load_pretrained
+from common.randomness import seeded
+from common.study import MODELS_OF_TASK, Study
+from common.tasks import task_of
+from common.tasks.batch import Batch, Objects
+
+TASK_OF_MODEL = {model: task for task, models in MODELS_OF_TASK.items() for model in models}
+
+
+def make(name: str, *, classes: int = 2, **model: Any) -> Study:
+    """A study with this model; a detector's images are 64x96, others 32x32, unless said otherwise."""
+    task = TASK_OF_MODEL[name]
+    size = [64, 96] if task == "detection" else [32, 32]
+    return studies.parse(
+        {
+            "study": {
+                "schema": 1,
+                "name": "test",
+                "task": task,
+                "classes": [f"class {k}" for k in range(classes)],
+                "rounds": 1,
+            },
+            "model": {"name": name, "image_size": size, **model},
+            "training": {"local_steps": 1},
+        },
+        where="test",
+    )
+
+
+EVERY = {
+    "cnn": make("cnn"),
+    "cnn in colour": make("cnn", channels=3, classes=3),
+    "cnn, small head": make("cnn", head="gap"),
+    "cnn without norm": make("cnn", norm="none"),
+    "resnet18, small images": make("resnet18", image_size=[16, 16]),
+    "resnet18, large images": make("resnet18", image_size=[72, 32], channels=3),
+    "resnet18 without norm": make("resnet18", image_size=[16, 16], norm="none"),
+    "unet": make("unet", base_channels=4),
+    "unet without norm": make("unet", base_channels=3, norm="none"),
+    "retinanet": make("retinanet", channels=3),
+    "retinanet without norm": make("retinanet", norm="none"),
+    "fasterrcnn": make("fasterrcnn"),
+    "fasterrcnn without norm": make("fasterrcnn", norm="none"),
+}
+every_model = pytest.mark.parametrize("study", EVERY.values(), ids=EVERY.keys())
+every_model_and_more = pytest.mark.parametrize(
+    "study",
+    [*EVERY.values(), make("retinanet", backbone="resnet18")],
+    ids=[*EVERY, "retinanet on resnet18"],
+)
+each_architecture = pytest.mark.parametrize(
+    "name", ["cnn", "resnet18, small images", "unet", "retinanet", "fasterrcnn"]
+)
+
+
+def build(study: Study, *, seed: int = 0) -> nn.Module:
+    with seeded(seed, "test"):
+        return build_model(study)
+
+
+def count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def batch_of_three(study: Study, *, seed: int = 0) -> Batch:
+    """Three images with truths, the second without any object or mask."""
+    rng = np.random.default_rng(seed)
+    height, width = study.model.image_size
+    images = torch.from_numpy(rng.normal(size=(3, study.model.channels, height, width)).astype(np.float32))
+    classes = len(study.study.classes)
+    labels = torch.from_numpy(rng.integers(0, classes, 3))
+    masks = torch.from_numpy(rng.integers(0, classes + 1, (3, height, width)).astype(np.uint8))
+    masks[1] = 0
+    objects = []
+    for number in (2, 0, 3):
+        corner = rng.uniform(0, min(height, width) / 2, (number, 2))
+        boxes = np.concatenate([corner, corner + rng.uniform(8, min(height, width) / 2, (number, 2))], axis=1)
+        objects.append(Objects(boxes=boxes.astype(np.float32), classes=rng.integers(0, classes, number)))
+    return Batch(images=images, labels=labels, masks=masks, objects=tuple(objects))
+
+
+def replaced(batch: Batch, other: Batch, position: int) -> Batch:
+    """The batch with everything of one image taken from another batch."""
+    assert batch.labels is not None and batch.masks is not None and batch.objects is not None
+    assert other.labels is not None and other.masks is not None and other.objects is not None
+    images, labels, masks, objects = batch.images.clone(), batch.labels.clone(), batch.masks.clone(), [*batch.objects]
+    images[position], labels[position], masks[position] = (
+        5 * other.images[position],
+        1 - labels[position].clamp(max=1),
+        other.masks[position - 1],
+    )
+    objects[position] = other.objects[position - 1]
+    return Batch(images=images, labels=labels, masks=masks, objects=tuple(objects))
+
+
+@pytest.mark.parametrize(
+    ("study", "parameters"),
+    [
+        (make("cnn", classes=10, image_size=[224, 224], channels=3, norm="none"), 11_132_618),
+        (make("unet", classes=1, norm="none"), 31_030_593),
+        (make("cnn", head="gap", image_size=[28, 28]), 14_274),  # 160+4640+9248 convolutions, 160 norms, 66 linear
+    ],
+    ids=["cnn", "unet", "small cnn"],
+)
+def test_a_model_has_exactly_its_number_of_parameters(study: Study, parameters: int) -> None:
+    assert count(build(study)) == parameters
+
+
+def test_base_channels_scale_the_unet() -> None:
+    whole, half = (count(build(make("unet", base_channels=channels, norm="none"))) for channels in (16, 8))
+    assert 3.9 < whole / half < 4
+
+
+def test_the_small_detectors_are_small() -> None:
+    for name in ("retinanet", "fasterrcnn"):
+        assert 1e6 < count(build(make(name, image_size=[192, 256], channels=3, classes=3))) < 1.5e6
+
+
+@every_model
+def test_equal_seeds_give_equal_weights_and_others_do_not(study: Study) -> None:
+    first, same, other = (nn.utils.parameters_to_vector(build(study, seed=s).parameters()) for s in (1, 1, 2))
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+
+
+@every_model_and_more
+def test_no_layer_couples_images_or_works_in_place(study: Study) -> None:
+    model = build(study)
+    assert not list(model.buffers())
+    for module in model.modules():
+        assert not isinstance(module, nn.modules.batchnorm._NormBase | nn.modules.dropout._DropoutNd)
+        assert not getattr(module, "inplace", False)
+        assert getattr(module, "padding_mode", "zeros") == "zeros"
+    assert any(isinstance(module, nn.GroupNorm) for module in model.modules()) == (study.model.norm == "group")
+
+
+@every_model_and_more
+def test_each_image_alone_reaches_every_parameter_with_a_finite_gradient(study: Study) -> None:
+    model = build(study).train()
+    with seeded(0, "losses"):
+        losses = task_of(study).losses(model, batch_of_three(study))
+    assert losses.shape == (3,)
+    for loss in losses:
+        gradients = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True, allow_unused=True)
+        for (name, _), gradient in zip(model.named_parameters(), gradients, strict=True):
+            assert gradient is not None, name
+            assert torch.isfinite(gradient).all(), name
+
+
+@every_model
+def test_an_image_changes_no_other_image_s_loss(study: Study) -> None:
+    model, task = build(study).train(), task_of(study)
+    batch, other = batch_of_three(study), batch_of_three(study, seed=1)
+    with seeded(0, "losses"):
+        before = task.losses(model, batch).detach()
+    with seeded(0, "losses"):
+        after = task.losses(model, replaced(batch, other, 1)).detach()
+    torch.testing.assert_close(after[[0, 2]], before[[0, 2]], rtol=1e-6, atol=1e-6)
+    assert abs(after[1] - before[1]) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("study", "shape"),
+    [(EVERY["cnn"], (2,)), (EVERY["resnet18, large images"], (2,)), (EVERY["unet"], (2, 32, 32))],
+    ids=["cnn", "resnet18", "unet"],
+)
+def test_logits_have_one_value_for_each_class(study: Study, shape: tuple[int, ...]) -> None:
+    assert build(study)(batch_of_three(study).images).shape == (3, *shape)
+
+
+def test_small_images_keep_their_resolution_in_the_stem_of_resnet18() -> None:
+    small, large = (build(make("resnet18", image_size=[side, side])) for side in (64, 65))
+    assert small.get_submodule("conv1")(torch.zeros(1, 1, 64, 64)).shape[2:] == (64, 64)
+    assert large.get_submodule("conv1")(torch.zeros(1, 1, 64, 64)).shape[2:] == (32, 32)
+    assert isinstance(small.get_submodule("maxpool"), nn.Identity)
+
+
+@pytest.mark.parametrize(
+    ("study", "words"),
+    [
+        (make("cnn", image_size=[17, 28]), "18 pixels"),
+        (make("retinanet", image_size=[64, 100]), "multiples of 32"),
+        (make("fasterrcnn", anchor_sizes=[8.0, 16.0]), "4 levels"),
+    ],
+    ids=["too small", "odd size", "anchors"],
+)
+def test_what_can_not_be_built_is_refused_in_one_line(study: Study, words: str) -> None:
+    with pytest.raises(StudyError, match=words) as caught:
+        build(study)
+    assert "\n" not in str(caught.value)
+
+
+@each_architecture
+def test_pretrained_weights_replace_the_whole_model_or_its_backbone(name: str) -> None:
+    study = EVERY[name]
+    source, backbone = build(study, seed=1), set(backbone_names(build(study)))
+    names = {name for name, _ in source.named_parameters()}
+    assert backbone and backbone < names
+    for given in (names, backbone):
+        model = build(study)
+        before = {name: tensor.clone() for name, tensor in model.named_parameters()}
+        load_pretrained(model, {name: source.get_parameter(name).detach() for name in given}, freeze="none")
+        for key, parameter in model.named_parameters():
+            assert torch.equal(parameter, source.get_parameter(key) if key in given else before[key])
+            assert parameter.requires_grad
+
+
+@each_architecture
+def test_a_frozen_backbone_is_exactly_what_no_longer_trains(name: str) -> None:
+    study = EVERY[name]
+    model = build(study).train()
+    load_pretrained(model, {key: p.detach().clone() for key, p in model.named_parameters()}, freeze="backbone")
+    frozen = {key for key, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert frozen == set(backbone_names(model))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    loss = task_of(study).losses(model, batch_of_three(study)).sum()
+    assert all(gradient.abs().sum() > 0 for gradient in torch.autograd.grad(loss, trained))
+
+
+@pytest.mark.parametrize("fault", ["another architecture", "a name too many", "a name too few", "shape", "not finite"])
+def test_wrong_pretrained_weights_are_refused_in_one_line_and_change_nothing(fault: str) -> None:
+    study = make("cnn", head="gap")
+    model = build(study)
+    before = nn.utils.parameters_to_vector(model.parameters()).clone()
+    tensors = {name: torch.ones_like(parameter) for name, parameter in model.named_parameters()}
+    if fault == "another architecture":
+        tensors = {name: p.detach() for name, p in build(make("unet", base_channels=2)).named_parameters()}
+    elif fault == "a name too many":
+        tensors["extra"] = torch.zeros(1)
+    elif fault == "a name too few":
+        del tensors["features.0.bias"]
+    elif fault == "shape":
+        tensors["head.2.weight"] = torch.ones(3, 32)
+    else:
+        tensors["head.2.bias"][0] = torch.nan
+    with pytest.raises(StudyError, match="pretrained") as caught:
+        load_pretrained(model, tensors, freeze="backbone")
+    assert "\n" not in str(caught.value)
+    assert torch.equal(nn.utils.parameters_to_vector(model.parameters()), before)
+    assert all(parameter.requires_grad for parameter in model.parameters())

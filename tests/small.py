@@ -1,0 +1,65 @@
+"""Small studies and site folders that many tests build on."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from client import index
+from client.site import site_toml
+from common.study import Study, parse
+
+torch.set_num_threads(1)
+
+SIDE = 20  # pixels: the smallest round number that the cnn's three valid convolutions leave something of
+KEY = bytes(range(32))
+
+
+def study_values() -> dict[str, Any]:
+    """A study that trains in a blink."""
+    return {
+        "study": {
+            "schema": 1,
+            "name": "tiny",
+            "task": "classification",
+            "classes": ["dark", "bright"],
+            "rounds": 2,
+            "min_sites": 2,
+            "seed": 3,
+        },
+        "model": {"name": "cnn", "image_size": [SIDE, SIDE], "head": "gap"},
+        "training": {"local_epochs": 1, "batch_size": 8, "learning_rate": 0.05},
+    }
+
+
+def tiny_study(**sections: dict[str, Any]) -> Study:
+    """The tiny study with some keys changed: tiny_study(study={"rounds": 3})."""
+    values = study_values()
+    for section, changes in sections.items():
+        values.setdefault(section, {}).update(changes)
+    return parse(values, where="test")
+
+
+def write_npz(path: Path, *, images: int, seed: int, official: bool = False) -> Path:
+    """A MedMNIST file of noise whose brightness is its class."""
+    rng = np.random.default_rng(seed)
+    arrays = {}
+    for split, share in (("train", images), ("val", images // 4), ("test", images // 4)):
+        count = share if official or split == "train" else 0
+        labels = np.arange(count) % 2
+        noise = rng.integers(0, 120, (count, SIDE, SIDE))
+        arrays[f"{split}_images"] = (noise + 100 * labels[:, None, None]).astype(np.uint8)
+        arrays[f"{split}_labels"] = labels[:, None].astype(np.uint8)
+    np.savez(path, **arrays)
+    return path
+
+
+def write_site(folder: Path, *, images: int, seed: int) -> Path:
+    """A site folder named as the folder is, with this many images (and patients)."""
+    (folder / "keys").mkdir(parents=True)
+    (folder / "keys" / "patient.key").write_bytes(KEY)
+    (folder / "site.toml").write_text(site_toml(folder.name), encoding="utf-8")
+    source = write_npz(folder.parent / f"{folder.name}.npz", images=images, seed=seed)
+    index.build("medmnist", source, folder, patient_key=KEY)
+    return folder
