@@ -46,15 +46,26 @@ def index(
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON on standard output, no table.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar, no table.")] = False,
 ) -> None:
-    """Read FOLDER and make a site folder: what can be trained on, and why the rest can't.
+    """Read FOLDER (or a MedMNIST .npz file) and make a site folder: what can be trained on, and why the rest can't.
 
-    Formats. dicom: DICOM files at any depth (or pictures), with labels.csv (key,label and any further columns; key is a
-    SOPInstanceUID, StudyInstanceUID, PatientID or relative path), masks/SOPInstanceUID.png, boxes.json (COCO).
-    masks: images/NAME.png with label maps masks/NAME.png. voc: Annotations, JPEGImages, ImageSets. coco: JSON beside
-    images. medmnist: one .npz file. patients.csv (file,patient) says which pictures belong to one patient.
+    \b
+    dicom     DICOM files at any depth (or pictures), and beside them any of
+                labels.csv   key,label and further columns; a key is a
+                             SOPInstanceUID, StudyInstanceUID, PatientID or path
+                masks/SOPInstanceUID.png, boxes.json (COCO)
+    masks     images/NAME.png and label maps masks/NAME.png
+    voc       JPEGImages, Annotations, ImageSets/Main
+    coco      JSON files, in FOLDER or its annotations folder, and images
+    medmnist  one .npz file
 
-    No image is copied or changed, and patient identifiers are kept only as keyed hashes: keep OUT/keys as safe as the
-    images. Every file is accounted for: used + dropped = files.
+    \b
+    In each folder patients.csv (file,patient) can say whose picture a file is;
+    without it a picture is a patient of its own, but for format dicom.
+
+    \b
+    No image is copied or changed. Patient identifiers are kept as keyed hashes
+    only: keep OUT/keys as safe as the images. Every file is accounted for:
+    used + dropped = files.
     """
     started = time.monotonic()
     key = _prepare(out, folder)

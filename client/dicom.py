@@ -4,10 +4,17 @@ A file is read with a list of the tags that are wanted, so no other tag is ever 
 never a tag's value: a patient's name can stand in any of them.
 """
 
+import atexit
+import contextlib
 import io
+import json
 import logging
 import math
+import os
 import struct
+import subprocess
+import sys
+import threading
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator
@@ -15,12 +22,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
-from pydicom.encaps import get_frame
+from pydicom.encaps import encapsulate, get_frame
 from pydicom.multival import MultiValue
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi
 from pydicom.pixels.utils import pixel_array
@@ -103,9 +110,14 @@ _PIXELS = [
 # fmt: on
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _NATIVE = {f"1.2.840.10008.1.2{end}" for end in ("", ".1", ".2")}
-_COMPRESSED = {
-    f"1.2.840.10008.1.2.{end}" for end in ("5", "4.50", "4.51", "4.57", "4.70", "4.80", "4.81", "4.90", "4.91")
-}
+# Who decodes what. GDCM ends the whole process on some damaged JPEG files, so it works in a process of its own.
+_JPEG, _JPEG_LS, _JPEG_2000 = ("4.50", "4.51"), ("4.80", "4.81"), ("4.90", "4.91")
+_DECODERS = {"5": "pydicom", "4.57": "gdcm", "4.70": "gdcm"}
+_DECODERS |= (
+    dict.fromkeys(_JPEG, "pillow") | dict.fromkeys(_JPEG_LS, "pyjpegls") | dict.fromkeys(_JPEG_2000, "pylibjpeg")
+)
+_COMPRESSED = {f"1.2.840.10008.1.2.{end}": decoder for end, decoder in _DECODERS.items()}
+_PATIENCE = 120  # seconds for one frame in that process
 _NOT_IMAGES = {
     "1.2.840.10008.1.3.10": "DICOMDIR",
     "1.2.840.10008.5.1.4.1.1.66.4": "segmentation object",
@@ -241,7 +253,7 @@ def _read(file: BinaryIO, tags: list[str], *, pixels: bool) -> pydicom.FileDatas
 def _checked(dataset: pydicom.FileDataset, stored: int) -> Tags:
     """The tags, once what they declare fits the limits and the `stored` bytes of pixels."""
     syntax = str(dataset.file_meta.TransferSyntaxUID)
-    if syntax not in _NATIVE | _COMPRESSED:
+    if syntax not in _NATIVE | _COMPRESSED.keys():
         raise Unusable(Drop.UNSUPPORTED, "a transfer syntax that can't be decoded here")
     height, width, samples = (int(dataset.get(name) or 0) for name in ("Rows", "Columns", "SamplesPerPixel"))
     count, bits = int(dataset.get("NumberOfFrames") or 1), int(dataset.get("BitsAllocated") or 0)
@@ -311,12 +323,16 @@ def _spacing(dataset: pydicom.Dataset) -> tuple[float, float] | None:
 def _frame(dataset: pydicom.FileDataset, frame: int, tags: Tags, window: Window) -> NDArray[np.float32]:
     if not 0 <= frame < tags.frames:
         raise Unusable(Drop.CHANGED, f"frame {frame} of a file of {tags.frames}")
-    if str(dataset.file_meta.TransferSyntaxUID) in _COMPRESSED:
+    decoder = _COMPRESSED.get(str(dataset.file_meta.TransferSyntaxUID), "")
+    if decoder:
         stream = get_frame(dataset.PixelData, frame, number_of_frames=tags.frames)
-        size = _codestream_size(stream)
-        if size is not None and size != (tags.height, tags.width):
+        if _codestream_size(stream) not in (None, (tags.height, tags.width)):
             raise Unusable(Drop.UNREADABLE, "the compressed image has another size than the header says")
-    stored = pixel_array(dataset, index=frame)
+    stored: NDArray[Any]
+    if decoder == "gdcm":
+        stored = _gdcm.decoded(dataset, str(dataset.file_meta.TransferSyntaxUID), stream)
+    else:
+        stored = pixel_array(dataset, index=frame, decoding_plugin=decoder)
     if stored.shape[:2] != (tags.height, tags.width):
         raise Unusable(Drop.UNREADABLE, "the decoded image has another size than the header says")
     photometric = _text(dataset, "PhotometricInterpretation")
@@ -396,3 +412,90 @@ def _codestream_size(stream: bytes) -> tuple[int, int] | None:
             return height, width
         place += 1 if marker == 0xFF else 2 + struct.unpack(">H", stream[place + 2 : place + 4])[0]
     return None
+
+
+class _Apart:
+    """A child process that decodes one frame after the other. A damaged frame may end it: the next gets a new one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def decoded(self, dataset: pydicom.Dataset, syntax: str, stream: bytes) -> NDArray[Any]:
+        """The frame as stored, [H, W] or [H, W, 3]. Raises Unusable when it can't be decoded or ends the child."""
+        order = {name: dataset.get(name) for name in _FORMAT if name != "NumberOfFrames"}
+        with self._lock:
+            pipes = self._started()
+            watch = threading.Timer(_PATIENCE, pipes.kill)
+            watch.start()
+            try:
+                _send(pipes.stdin, json.dumps([syntax, order]).encode())
+                _send(pipes.stdin, stream)
+                kind, data = _receive(pipes.stdout), _receive(pipes.stdout)
+            except (OSError, EOFError):
+                self.close()
+                raise Unusable(Drop.UNREADABLE, "the compressed pixels are damaged: their decoder broke down") from None
+            finally:
+                watch.cancel()
+        if kind not in (b"|u1", b"|i1", b"<u2", b"<i2"):
+            raise Unusable(Drop.UNREADABLE, "the compressed pixels can't be decoded")
+        size = (dataset.Rows, dataset.Columns, dataset.SamplesPerPixel)
+        return np.frombuffer(data, kind.decode()).reshape(size[:2] if size[2] == 1 else size)
+
+    def close(self) -> None:
+        """End the child, if there is one."""
+        if self._child is not None:
+            self._child.kill()
+            self._child.communicate()
+            self._child = None
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._child is None:
+            places = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+            self._child = subprocess.Popen(
+                [sys.executable, "-P", "-c", "from client.dicom import serve; serve()"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places))},
+            )
+        return self._child
+
+
+def serve() -> None:
+    """The child: frames in, arrays out, until the parent is gone."""
+    orders, answers = sys.stdin.buffer, sys.stdout.buffer
+    warnings.simplefilter("ignore")
+    with contextlib.suppress(EOFError):
+        while True:
+            (syntax, values), stream = json.loads(_receive(orders)), _receive(orders)
+            dataset = pydicom.Dataset()
+            dataset.update({name: value for name, value in values.items() if value is not None})
+            dataset.file_meta = pydicom.dataset.FileMetaDataset()
+            dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(syntax)
+            dataset.PixelData = encapsulate([stream])
+            try:
+                frame = np.ascontiguousarray(pixel_array(dataset, index=0, decoding_plugin="gdcm"))
+                kind, data = frame.dtype.str.encode(), frame.tobytes()
+            except Exception:
+                kind, data = b"", b""
+            _send(answers, kind)
+            _send(answers, data)
+
+
+def _send(pipe: IO[bytes] | None, data: bytes) -> None:
+    if pipe is not None:
+        pipe.write(struct.pack("<Q", len(data)) + data)
+        pipe.flush()
+
+
+def _receive(pipe: IO[bytes] | None) -> bytes:
+    head = b"" if pipe is None else pipe.read(8)
+    data = b"" if pipe is None or len(head) < 8 else pipe.read(struct.unpack("<Q", head)[0])
+    if len(head) < 8 or len(data) < struct.unpack("<Q", head)[0]:
+        raise EOFError
+    return data
+
+
+_gdcm = _Apart()
+atexit.register(_gdcm.close)

@@ -271,6 +271,7 @@ def _template() -> Template:
     environment = Environment(
         loader=PackageLoader("common", "."),
         autoescape=True,
+        undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )

@@ -163,6 +163,7 @@ def _study(study: Mapping[str, Any], counted: Sequence[Event]) -> Section:
         length = f"{page.counted(training['local_epochs'], 'pass', 'passes')} over its images"
     colours = "grey" if model["channels"] == 1 else "colour"
     shares = "{:.0%} training, {:.0%} validation, {:.0%} test".format(*agreement["split"])
+    quorum = page.counted(agreement["min_sites"], "site")
     start = datetime.fromtimestamp(counted[0]["time"], UTC)
     rows = (
         ("Task", f"{agreement['task']} of {listed(agreement['classes'], 24)}"),
@@ -177,10 +178,7 @@ def _study(study: Mapping[str, Any], counted: Sequence[Event]) -> Section:
         ("Augmentation", training["augmentation"]),
         ("Joined by", f"{aggregation['algorithm']}; a site counts by {_WEIGHTS[aggregation['weights']]}"),
         ("Final model", _SELECT[agreement["select"]]),
-        (
-            "Quorum",
-            f"{page.counted(agreement['min_sites'], 'site')}; each may take {page.duration(agreement['round_deadline'])} in a round",
-        ),
+        ("Quorum", f"{quorum}; each may take {page.duration(agreement['round_deadline'])} in a round"),
         ("Patients", f"{shares}; where the data bring a test set, that one instead; no patient is in two"),
         ("Sites", listed(_sites(counted), 40)),
         ("Backend", counted[0]["backend"]),

@@ -21,6 +21,7 @@ from simulations import comparison, faults
 from simulations import report as simulation_report
 from simulations.comparison import Judges
 from simulations.examples import examples
+from simulations.observer import per_site
 from simulations.partition import figure, parse_partition
 from simulations.sites import Federation, Say, prepare, summary_of
 from simulations.training import Backend, Task, Watch, execute_all
@@ -180,6 +181,9 @@ def _with_seed(study: Study, seed: int) -> Study:
 def _result(part: _Seeded, judges: Judges) -> dict[str, Any]:
     """One seed's summary: what its events say, and what only a simulation can know."""
     own = summary(read(part.task.out / "events.jsonl"))
+    seen = per_site(part.task.out)
+    for entry in own["rounds"]:
+        entry["per_site"] = seen.get(entry["round"], {})
     own["sites"] = summary_of(part.federation.counts)
     own["unusable"] = dict(part.federation.unusable)
     own["final"] = {

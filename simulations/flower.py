@@ -18,7 +18,8 @@ from common.study import Study
 from server import federation
 from server.exchange import Clock, Exchange
 from simulations.faults import Faults
-from simulations.inprocess import FaultyGrid
+from simulations.inprocess import SimulatedGrid
+from simulations.observer import Observer
 
 
 def run(study: Study, options: federation.Options, folders: Sequence[Path], faults: Faults, *, threads: int) -> None:
@@ -33,7 +34,6 @@ def run(study: Study, options: federation.Options, folders: Sequence[Path], faul
         raise RunError(f"--backend ray needs sites site-0, site-1 …; these are {', '.join(names)}")
     os.environ |= {
         "FEDWARD_SITES": str(parents.pop()),
-        "FEDWARD_THREADS": str(threads),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -46,7 +46,7 @@ def run(study: Study, options: federation.Options, folders: Sequence[Path], faul
         wire.identify(run_id=context.run_id, node_id=context.node_id)
         try:
             clock = Clock()
-            federation.run(Exchange(FaultyGrid(grid, faults, clock), clock), study, options)
+            federation.run(Exchange(SimulatedGrid(grid, faults, clock, Observer(study, options.out)), clock), study, options)
         except BaseException as error:  # Flower would wrap it; the caller wants it as it is
             failed.append(error)
 

@@ -1,7 +1,7 @@
 """Rounds by direct calls: the real ServerApp and ClientApp in one process, with a clock that doesn't wait."""
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from server import app as server_app
 from server import federation
 from server.exchange import Clock
 from simulations.faults import Fault, Faults
+from simulations.observer import Observer
 
 
 class SimulatedClock(Clock):
@@ -82,15 +83,20 @@ class DirectGrid(Grid):
         raise RuntimeError("orders are pushed and answers pulled, one at a time")
 
 
-class FaultyGrid(Grid):
-    """Another Grid on which faults strike training orders as scripted.
+Observe = Callable[[RecordDict, RecordDict], None]  # an order, and a site's answer to it
+
+
+class SimulatedGrid(Grid):
+    """Another Grid on which faults strike training orders as scripted, and somebody may look on.
 
     A dropped order is not delivered, a late answer is handed over when the clock says so, and a crash is answered by
     Flower's own kind of error. Sites are known by the name in their first answer.
     """
 
-    def __init__(self, inner: Grid, faults: Faults, clock: Clock) -> None:
-        self._inner, self._faults, self._clock = inner, faults, clock
+    def __init__(self, inner: Grid, faults: Faults, clock: Clock, observe: Observe) -> None:
+        self._inner, self._faults, self._clock, self._observe = inner, faults, clock, observe
+        self._group = ""
+        self._orders: dict[str, RecordDict] = {}
         self._names: dict[int, str] = {}
         self._late: dict[str, float] = {}  # seconds by order
         self._held: dict[str, tuple[float, Message]] = {}  # answers, and when they may be seen
@@ -119,6 +125,10 @@ class FaultyGrid(Grid):
         """Deliver orders; an empty identifier for one that can't be delivered."""
         identifiers = []
         for message in messages:
+            if message.metadata.group_id != self._group:  # what was asked in an earlier exchange is not waited for any more
+                self._group = message.metadata.group_id
+                for kept in (self._orders, self._late, self._held, self._crashed):
+                    kept.clear()
             fault = self._fault(message)
             if fault is not None and fault.do == "drop":
                 identifiers.append("")
@@ -127,6 +137,7 @@ class FaultyGrid(Grid):
                 self._crashed[identifiers[-1]] = message
             else:
                 identifiers += list(self._inner.push_messages([message]))
+                self._orders[identifiers[-1]] = message.content
                 if fault is not None:
                     self._late[identifiers[-1]] = fault.seconds
         return identifiers
@@ -139,7 +150,10 @@ class FaultyGrid(Grid):
                 ready.append(Message(Error(0, "the site's process ended"), reply_to=self._crashed[identifier]))
                 continue
             for answer in self._inner.pull_messages([identifier]) if identifier not in self._held else ():
-                self._learn(answer)
+                order = self._orders.pop(identifier)
+                if answer.has_content():
+                    self._names[answer.metadata.src_node_id] = wire.site_of(answer.content)
+                    self._observe(order, answer.content)
                 self._held[identifier] = (self._clock.now() + self._late.pop(identifier, 0.0), answer)
             if identifier in self._held and self._held[identifier][0] <= self._clock.now():
                 ready.append(self._held.pop(identifier)[1])
@@ -148,10 +162,6 @@ class FaultyGrid(Grid):
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Not used: it collects all answers before the first is looked at."""
         raise RuntimeError("orders are pushed and answers pulled, one at a time")
-
-    def _learn(self, answer: Message) -> None:
-        if answer.has_content():
-            self._names[answer.metadata.src_node_id] = wire.site_of(answer.content)
 
     def _fault(self, message: Message) -> Fault | None:
         kind, round, attempt = message.metadata.group_id.split(" ")  # as common.wire.message writes it
@@ -167,4 +177,4 @@ def run(study: Study, options: federation.Options, folders: Sequence[Path], faul
     wire.identify(run_id=1, node_id=0)
     context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={})
     app = server_app.make(study, options, clock=clock)
-    app(FaultyGrid(DirectGrid(folders), faults, clock), context)
+    app(SimulatedGrid(DirectGrid(folders), faults, clock, Observer(study, options.out)), context)

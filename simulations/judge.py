@@ -34,7 +34,9 @@ class Judged:
     @cached_property
     def metrics(self) -> dict[str, Any]:
         """Exact metrics of all images together; {} where there are none."""
-        return task_of(self.study).pooled(self.predictions, self.images.truths) if self.predictions else {}
+        if not self.predictions:
+            return {}
+        return {**task_of(self.study).pooled(self.predictions, self.images.truths), "images": len(self.images)}
 
     @cached_property
     def headline(self) -> float | None:

@@ -261,6 +261,7 @@ def figure(counts: Sequence[Count]) -> "Figure":
     places = np.arange(len(counts))
     left = np.zeros(len(counts))
     for name, colour, images in parts:
+        # A label that begins with an underscore would be hidden.
         axes.barh(places, images, left=left, height=0.8 if len(counts) <= 40 else 1.0, color=colour, label=f" {name}")
         left += images
     step = math.ceil(len(counts) / 40) or 1

@@ -163,15 +163,16 @@ def _mask(
 
 def _shape(shape: Any, height: int, width: int) -> NDArray[np.bool_]:
     """[height, width] of one object from polygons or run lengths. Raises ValueError before C code sees nonsense."""
-    from pycocotools import mask as api  # type: ignore[import-untyped]
+    from pycocotools import mask as api
 
     if isinstance(shape, list):
         limit = 2 * max(height, width)
         for polygon in shape:
             if len(polygon) < 6 or len(polygon) % 2 or not all(abs(float(v)) <= limit for v in polygon):
                 raise ValueError("a polygon has three or more corners near the image")
-        polygons = [[float(v) for v in polygon] for polygon in shape]
-        runs = [_lengths(drawn["counts"]) for drawn in api.frPyObjects(polygons, height, width)]
+        polygons: Any = [[float(v) for v in polygon] for polygon in shape]
+        drawn: Any = api.frPyObjects(polygons, height, width)
+        runs = [_lengths(one["counts"]) for one in drawn]
     else:
         if list(shape["size"]) != [height, width]:
             raise ValueError("run lengths for another size")

@@ -1,6 +1,7 @@
 """Picture files (PNG, JPEG, TIFF, BMP) to grey or colour values in [0, 1], or to label maps; Pillow's only door."""
 
 import io
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,7 @@ from client.preprocess import Window, to_unit
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
+logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)  # its remarks on damaged files, at best repeated below
 # Our own limit is checked before anything is decoded and is the same as for DICOM.
 Image.MAX_IMAGE_PIXELS = None
 

@@ -121,7 +121,7 @@ class Detection:
             [precision[:, :, k].mean(axis=1) if count else None for k, count in enumerate(support)], support
         )
 
-    def _coco(self, everything: Sequence[Objects | Detections]) -> dict[str, Any]:
+    def _coco(self, everything: Sequence[Objects | Detections]) -> Any:
         """COCO's own form: corner and size, numbers from 1."""
         annotations: list[dict[str, Any]] = []
         for image, one in enumerate(everything):

@@ -172,7 +172,7 @@ def test_a_kill_between_any_two_writes_loses_at_most_what_was_being_added(
     again.add("d", image(4))
     for name, seed in (("a", 1), ("d", 4)):
         np.testing.assert_array_equal(open_cache(tmp_path, study()).images([name])[0], image(seed))
-    held = [line for line in (cache.folder / "images.txt").read_text().splitlines()]
+    held = (cache.folder / "images.txt").read_text().splitlines()
     for name, seed in (("b", 2), ("c", 3)):
         if name in held:
             np.testing.assert_array_equal(again.images([name])[0], image(seed))

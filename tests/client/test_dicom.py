@@ -290,6 +290,16 @@ def test_the_same_image_in_several_transfer_syntaxes_is_the_same() -> None:
         np.testing.assert_array_equal(image, images[0])
 
 
+def test_a_damaged_lossless_jpeg_ends_neither_the_process_nor_the_next_image() -> None:
+    data = (Path(pydicom.data.__file__).parent / "test_files" / "SC_rgb_jpeg_gdcm.dcm").read_bytes()
+    at = data.index(b"\xff\xd8\xff")
+    whole = read(data)
+    for place, value in ((2, 0), (17, 255), (22, 255), (38, 0)):  # GDCM 3.2.6 calls abort() over each of these
+        damaged = data[: at + place] + bytes([value]) + data[at + place + 1 :]
+        assert reason_of(damaged) is Drop.UNREADABLE
+        np.testing.assert_array_equal(read(data), whole)
+
+
 def test_nothing_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG), dicom.quiet(), pytest.raises(Unusable):
         dicom.header(zlib.compress(b"SECRET"))

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from client import index
+from client.__main__ import main
 from client.annotations import Finding, Remark
 from client.dicom import Drop
 from client.index import Row
@@ -232,7 +233,9 @@ def command(*arguments: str | Path, home: Path) -> subprocess.CompletedProcess[s
     return subprocess.run(line, capture_output=True, text=True, cwd=home, env=environment, check=False)
 
 
-def test_the_command_makes_a_site_folder_and_keeps_its_key(tmp_path: Path) -> None:
+def test_the_command_makes_a_site_folder_and_keeps_its_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, site = pictures(tmp_path / "data"), tmp_path / "St. Mary's"
     result = command("index", folder, "--out", site, "--json", home=tmp_path)
     assert result.returncode == 0 and result.stderr == ""
@@ -244,14 +247,21 @@ def test_the_command_makes_a_site_folder_and_keeps_its_key(tmp_path: Path) -> No
     assert len(key) == 32 and stat.S_IMODE((site / "keys" / "patient.key").stat().st_mode) == 0o600
     assert 'name = "st-mary-s"' in (site / "site.toml").read_text()
     first = [r.patient for r in index.read(site)]
-    result = command("index", folder, "--out", site, home=tmp_path)
-    assert "3 images of 3 patients" in result.stdout and "annotation file" in result.stdout
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["client", "index", str(folder), "--out", str(site)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    output = capsys.readouterr().out
+    assert "3 images of 3 patients" in output and "annotation file" in output
     assert (site / "keys" / "patient.key").read_bytes() == key and [r.patient for r in index.read(site)] == first
 
 
-@pytest.mark.parametrize("kind", ["missing", "empty", "useless", "npz"])
-def test_the_commands_errors_are_one_line(tmp_path: Path, kind: str) -> None:
-    folder = tmp_path / "data"
+@pytest.mark.parametrize("kind", ["missing", "empty", "useless", "npz", "inside"])
+def test_the_commands_errors_are_one_line(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, site = tmp_path / "data", tmp_path / "site"
     if kind != "missing":
         folder.mkdir()
     if kind == "useless":
@@ -259,6 +269,11 @@ def test_the_commands_errors_are_one_line(tmp_path: Path, kind: str) -> None:
     if kind == "npz":
         folder = folder / "a.npz"
         folder.write_bytes(b"nothing")
-    result = command("index", folder, "--out", tmp_path / "site", "--quiet", home=tmp_path)
-    assert result.returncode == 1 and result.stdout == ""
-    assert len(result.stderr.splitlines()) == 1 and result.stderr.startswith("error: ")
+    if kind == "inside":
+        site = pictures(folder) / "site"
+    monkeypatch.setattr(sys, "argv", ["client", "index", str(folder), "--out", str(site), "--quiet"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    output = capsys.readouterr()
+    assert ended.value.code == 1 and output.out == ""
+    assert len(output.err.splitlines()) == 1 and output.err.startswith("error: ")

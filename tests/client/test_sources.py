@@ -151,6 +151,14 @@ def test_links_cannot_loop_and_strange_files_are_not_opened(tmp_path: Path) -> N
     assert [item.source.path for item in items if isinstance(item, Found)] == ["a.png"]
 
 
+def test_names_that_are_not_utf8_are_counted(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"gr\xfc\xdfe.png")).write_bytes(b"x")
+    (tmp_path / "grüße.txt").write_text("x")
+    items = list(scan(tmp_path, "dicom"))
+    assert [item.reason for item in items if isinstance(item, Dropped)] == [Drop.UNREADABLE, Drop.NOT_AN_IMAGE]
+    assert all(item.path.encode() for item in items if isinstance(item, Dropped))
+
+
 def test_images_and_masks_are_matched_by_name_and_copies_found(tmp_path: Path) -> None:
     for name, seed in {"a": 1, "b": 2, "c": 1}.items():
         png(tmp_path / "images" / f"{name}.png", seed)

@@ -164,6 +164,11 @@ def test_no_images_give_no_numbers() -> None:
         assert got["auc"] is got["accuracy"] is got["balanced_accuracy"] is got["operating_point"] is None
 
 
+def test_equal_scores_tell_nothing_apart() -> None:
+    predictions = np.full((6, 2), 0.5, dtype=np.float32)
+    assert summed(TWO, predictions, [0, 1, 0, 1, 1, 1])["auc"] == 0.5
+
+
 def test_certain_probabilities_of_0_and_1_are_counted() -> None:
     predictions = np.array([[1, 0], [0, 1], [0, 1]], dtype=np.float32)
     assert summed(TWO, predictions, [0, 1, 1])["auc"] == 1.0

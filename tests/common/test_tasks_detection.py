@@ -165,6 +165,15 @@ def test_the_second_proposal_for_an_object_is_false() -> None:
     assert summed(proposed, real)["map50"] == pytest.approx(expected, abs=1e-6)
 
 
+def test_of_equally_overlapped_objects_the_last_is_taken_as_coco_does() -> None:
+    # The first proposal overlaps both objects by 9/11; the second only the first object by more than 0.6.
+    real = [objects((0, 0, 10, 10), (2, 0, 12, 10))]
+    proposed = [detections((1, 0, 11, 10), (0, 0, 9, 10), scores=[0.9, 0.8])]
+    exact = TASK.pooled(proposed, real)
+    assert exact["map"] > 0.6
+    assert summed(proposed, real)["map"] == pytest.approx(exact["map"], abs=1e-6)
+
+
 def test_only_100_proposals_of_a_class_in_an_image_count() -> None:
     far = [(float(k), 0.0, k + 5.0, 5.0) for k in range(100)]
     proposed = [detections(*far, (10, 50, 30, 70), scores=[0.9] * 100 + [0.5])]
