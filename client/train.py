@@ -177,15 +177,10 @@ def predicted(
         for start in range(0, len(images), EVALUATION_BATCH):
             positions = np.arange(start, min(start + EVALUATION_BATCH, len(images)))
             batch = on(images.batch(positions), where)
-            with torch.no_grad(), precision(where), seeded(study.study.seed, "evaluation"):
-                model.train()  # detectors have a loss in training mode only; no layer behaves differently otherwise
-                losses = task.losses(model, batch)
-                if not torch.isfinite(losses).all():
-                    raise DataError(
-                        "the weights give losses that are not finite: training has diverged, or an image is broken"
-                    )
-                model.eval()
-                raw = task.predict(model, batch.images)
+            with precision(where), seeded(study.study.seed, "evaluation"):
+                losses, raw = task.assess(model, batch)
+            if not torch.isfinite(losses).all():
+                raise DataError("the weights give losses that are not finite: training diverged, or an image is broken")
             stored = [images.restored(int(p), prediction) for p, prediction in zip(positions, raw, strict=True)]
             yield positions, losses.tolist(), stored
     finally:

@@ -22,6 +22,7 @@ HEADER_LIMIT = 4 * 2**20  # bytes of a header's JSON
 RAW = "fedward.f32le"  # how Flower is told that the bytes are ours
 Kind = Literal["propose", "update", "evaluate"]
 Vector = NDArray[np.float32]
+Record = RecordDict  # for rooms that have no door to flwr
 
 _MESSAGE_TYPES: dict[Kind, str] = {"propose": "query", "update": "train", "evaluate": "evaluate"}
 

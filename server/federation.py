@@ -69,7 +69,7 @@ class _Run:
         with seeded(study.study.seed, "initialisation"):
             self._model = build_model(study)
         if options.pretrained is not None:
-            load_pretrained(self._model, options.pretrained, freeze=study.model.freeze)
+            load_pretrained(self._model, options.pretrained)
         self._shapes = params.shapes(self._model, trainable=False)
         self._trainable = np.concatenate(
             [np.full(p.numel(), p.requires_grad) for p in self._model.parameters()] or [np.zeros(0, bool)]

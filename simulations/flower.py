@@ -46,7 +46,9 @@ def run(study: Study, options: federation.Options, folders: Sequence[Path], faul
         wire.identify(run_id=context.run_id, node_id=context.node_id)
         try:
             clock = Clock()
-            federation.run(Exchange(SimulatedGrid(grid, faults, clock, Observer(study, options.out)), clock), study, options)
+            federation.run(
+                Exchange(SimulatedGrid(grid, faults, clock, Observer(study, options.out)), clock), study, options
+            )
         except BaseException as error:  # Flower would wrap it; the caller wants it as it is
             failed.append(error)
 

@@ -125,7 +125,7 @@ class SimulatedGrid(Grid):
         """Deliver orders; an empty identifier for one that can't be delivered."""
         identifiers = []
         for message in messages:
-            if message.metadata.group_id != self._group:  # what was asked in an earlier exchange is not waited for any more
+            if message.metadata.group_id != self._group:  # nobody waits for what was asked before
                 self._group = message.metadata.group_id
                 for kept in (self._orders, self._late, self._held, self._crashed):
                     kept.clear()

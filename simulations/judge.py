@@ -64,7 +64,7 @@ def load_model(study: Study, out: Path) -> nn.Module:
     except OSError as error:
         raise DataError(f"{path}: can't be read ({error.strerror}): give the folder of a finished run") from error
     model = build_model(study).to(device())
-    load_pretrained(model, params.from_bytes(data, where=str(path)), freeze="none")
+    load_pretrained(model, params.from_bytes(data, where=str(path)))
     return model
 
 

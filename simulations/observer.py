@@ -24,7 +24,7 @@ class Observer:
         self._task, self._layout = task_of(study), layout_of(study, "update")
         self._log = EventLog(out / FILE)
 
-    def __call__(self, order: wire.RecordDict, reply: wire.RecordDict) -> None:
+    def __call__(self, order: wire.Record, reply: wire.Record) -> None:
         """Note the validation headline in a site's answer to an update order; everything else is passed over."""
         try:
             answer = wire.answer_from(reply, to=wire.order_from(order), length=self._layout.length)

@@ -5,7 +5,6 @@ Guarantees for every model: no batch normalisation, no dropout, no in-place acti
 """
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +23,17 @@ def build_model(study: Study) -> nn.Module:
     logits [B, K, height, width] (one independent channel per class, background is none); detectors are called through
     `common.models.detector`.
 
-    Guarantees: equal studies under equal seeds give equal weights.
+    Guarantees: equal studies under equal seeds give equal weights; what the study freezes has requires_grad False.
     Raises StudyError when the network can't be built for the study's image size or anchors.
     """
+    network = _network(study)
+    if study.model.freeze == "backbone":
+        for name in backbone_names(network):
+            network.get_parameter(name).requires_grad_(False)
+    return network
+
+
+def _network(study: Study) -> nn.Module:
     model, classes = study.model, len(study.study.classes)
     # Imported here because torchvision takes a second that commands without a model need not pay.
     match model.name:
@@ -59,10 +66,10 @@ def backbone_names(model: nn.Module) -> tuple[str, ...]:
     return tuple(name for name, _ in model.named_parameters() if name.startswith(_BACKBONE))
 
 
-def load_pretrained(model: nn.Module, tensors: Mapping[str, Tensor], *, freeze: Literal["none", "backbone"]) -> None:
-    """Start `model` from `tensors`, which hold all its parameters or exactly its backbone; then freeze if asked.
+def load_pretrained(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Start `model` from `tensors`, which hold all its parameters or exactly its backbone.
 
-    Guarantees: the model is unchanged when the tensors are refused; frozen parameters have requires_grad False.
+    Guarantees: the model is unchanged when the tensors are refused; what is frozen stays frozen.
     Raises StudyError, one line, for missing or unknown names, other shapes, or values that are not finite numbers.
     """
     parameters = dict(model.named_parameters())
@@ -81,6 +88,3 @@ def load_pretrained(model: nn.Module, tensors: Mapping[str, Tensor], *, freeze: 
     with torch.no_grad():
         for name in wanted:
             parameters[name].copy_(tensors[name])
-    if freeze == "backbone":
-        for name in backbone:
-            parameters[name].requires_grad_(False)

@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from common import metrics
 from common.annotation import Annotation
+from common.metrics import Sums
 from common.study import Study
 from common.tasks.batch import Batch
-
-Sums = dict[str, NDArray[np.float64]]
 
 
 class Task(Protocol):
@@ -40,6 +40,11 @@ class Task(Protocol):
 
     def predict(self, model: nn.Module, images: Tensor) -> list[Any]:
         """A prediction for each image [B, C, H, W]; the model is in eval mode, no gradient is kept."""
+
+    def assess(self, model: nn.Module, batch: Batch) -> tuple[Tensor, list[Any]]:
+        """`losses` and `predict` of a batch without gradients, in one pass where the model allows; sets the model's
+        mode.
+        """
 
     def sums_layout(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the sums: a function of the study alone."""
@@ -74,11 +79,8 @@ def task_of(study: Study) -> Task:
 
 def total_sums(task: Task, predictions: Iterable[Any], truths: Iterable[Any]) -> Sums:
     """The sums of many images, float64; zeros for none."""
-    total = {name: np.zeros(shape) for name, shape in task.sums_layout().items()}
-    for prediction, truth in zip(predictions, truths, strict=True):
-        for name, value in task.image_sums(prediction, truth).items():
-            total[name] += value
-    return total
+    parts = (task.image_sums(prediction, truth) for prediction, truth in zip(predictions, truths, strict=True))
+    return metrics.total_of(task.sums_layout(), parts)
 
 
 def ratio(part: float, whole: float) -> float | None:

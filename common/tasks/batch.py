@@ -26,7 +26,8 @@ class Detections:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
-    """Model input [B, C, H, W] float32 and, on the same grid, what the task needs of: labels [B] int64, masks [B, H, W] uint8
+    """Model input [B, C, H, W] float32 and, on the same grid, what the task needs of: labels [B] int64, masks [B, H,
+    W] uint8
     (0 background, k = k-th class), objects (one per image)."""
 
     images: Tensor

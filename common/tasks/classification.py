@@ -37,12 +37,22 @@ class Classification:
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         if batch.labels is None:
             raise ValueError("a batch for classification needs labels")
-        entropy = F.cross_entropy(model(batch.images).float(), batch.labels, reduction="none")
-        return (1 - torch.exp(-entropy)) ** 2 * entropy if self.focal else entropy
+        return self._losses(model(batch.images).float(), batch.labels)
 
     def predict(self, model: nn.Module, images: Tensor) -> list[NDArray[np.float32]]:
         with torch.no_grad():
-            return list(torch.softmax(model(images).float(), dim=1).cpu().numpy())
+            return _probabilities(model(images).float())
+
+    def assess(self, model: nn.Module, batch: Batch) -> tuple[Tensor, list[NDArray[np.float32]]]:
+        if batch.labels is None:
+            raise ValueError("a batch for classification needs labels")
+        with torch.no_grad():
+            logits = model.eval()(batch.images).float()
+            return self._losses(logits, batch.labels), _probabilities(logits)
+
+    def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        entropy = F.cross_entropy(logits, labels, reduction="none")
+        return (1 - torch.exp(-entropy)) ** 2 * entropy if self.focal else entropy
 
     def sums_layout(self) -> dict[str, tuple[int, ...]]:
         """`scores`: images by class, whether they are of it (0 no, 1 yes), and bin of that class's score. `predicted`
@@ -124,3 +134,7 @@ class Classification:
 
 def _mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if values else None
+
+
+def _probabilities(logits: Tensor) -> list[NDArray[np.float32]]:
+    return list(torch.softmax(logits, dim=1).cpu().numpy())

@@ -70,6 +70,11 @@ class Detection:
             for one in found
         ]
 
+    def assess(self, model: nn.Module, batch: Batch) -> tuple[Tensor, list[Detections]]:
+        with torch.no_grad():
+            losses = self.losses(model.train(), batch)  # torchvision's detectors have a loss in training mode only
+        return losses, self.predict(model.eval(), batch.images)
+
     def sums_layout(self) -> dict[str, tuple[int, ...]]:
         """`objects` by class; `proposed` by class and score bin; `true`, those that found an object, by IoU too."""
         count = len(self.classes)

@@ -50,9 +50,11 @@ class Segmentation:
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         if batch.masks is None:
             raise ValueError("a batch for segmentation needs masks")
-        logits = model(batch.images).float()
+        return self._losses(model(batch.images).float(), batch.masks)
+
+    def _losses(self, logits: Tensor, masks: Tensor) -> Tensor:
         value = torch.arange(1, len(self.classes) + 1, device=logits.device)[None, :, None, None]
-        truth = (batch.masks[:, None] == value).float()
+        truth = (masks[:, None] == value).float()
         entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
         if self.focal:
             entropy = (1 - torch.exp(-entropy)) ** 2 * entropy
@@ -65,6 +67,13 @@ class Segmentation:
     def predict(self, model: nn.Module, images: Tensor) -> list[NDArray[np.float32]]:
         with torch.no_grad():
             return list(torch.sigmoid(model(images).float()).cpu().numpy())
+
+    def assess(self, model: nn.Module, batch: Batch) -> tuple[Tensor, list[NDArray[np.float32]]]:
+        if batch.masks is None:
+            raise ValueError("a batch for segmentation needs masks")
+        with torch.no_grad():
+            logits = model.eval()(batch.images).float()
+            return self._losses(logits, batch.masks), list(torch.sigmoid(logits).cpu().numpy())
 
     def sums_layout(self) -> dict[str, tuple[int, ...]]:
         """By class: sum of Dice and IoU over the images that count, how many, and pixels: common, predicted, true."""

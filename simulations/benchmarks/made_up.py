@@ -35,7 +35,7 @@ def site_folders(folder: Path, *, sites: int, images: int, side: int) -> list[Pa
     """`sites` site folders with `images` random images each, all in one shared cache."""
     rng = np.random.default_rng(0)
     total = sites * images
-    arrays = {
+    arrays: dict[str, Any] = {
         "train_images": rng.integers(0, 256, (total, side, side), dtype=np.uint8),
         "train_labels": (np.arange(total) % 2)[:, None].astype(np.uint8),
     }

@@ -8,9 +8,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional
 
 from client.dataset import Images, open_dataset
@@ -28,6 +30,12 @@ from simulations.faults import Faults
 IMAGES, SIDE, ROUNDS = 500, 28, 5
 
 
+def loss(model: torch.nn.Module, images: Images, positions: NDArray[np.int64]) -> torch.Tensor:
+    """Mean cross-entropy of some images."""
+    batch = images.batch(positions)
+    return functional.cross_entropy(model(batch.images), cast(torch.Tensor, batch.labels))
+
+
 def bare_round(model: torch.nn.Module, sites: list[tuple[Images, Images]], study: Study) -> None:
     """FedAvg written out: for each site, validate, train one epoch from the same weights, add to the weighted mean."""
     start = [p.detach().clone() for p in model.parameters()]
@@ -37,14 +45,12 @@ def bare_round(model: torch.nn.Module, sites: list[tuple[Images, Images]], study
             for parameter, value in zip(model.parameters(), start, strict=True):
                 parameter.copy_(value)
             if len(validation):
-                batch = validation.batch(np.arange(len(validation)))
-                functional.cross_entropy(model(batch.images), batch.labels)
+                loss(model, validation, np.arange(len(validation)))
         optimizer = torch.optim.SGD(model.parameters(), lr=study.training.learning_rate, momentum=0.9)
         order = np.random.default_rng(0).permutation(len(training))
         for first in range(0, len(order), study.training.batch_size):
-            batch = training.batch(order[first : first + study.training.batch_size])
             optimizer.zero_grad()
-            torch.autograd.backward([functional.cross_entropy(model(batch.images), batch.labels)])
+            torch.autograd.backward([loss(model, training, order[first : first + study.training.batch_size])])
             optimizer.step()
         with torch.no_grad():
             for total, parameter in zip(mean, model.parameters(), strict=True):
@@ -79,7 +85,7 @@ def main() -> None:
         options = Options(out=Path(name) / "out", backend="inprocess", roster=roster, watch=watch)
         inprocess.run(study, options, folders, Faults(scripted={}))
         times = [e["time"] for e in read(Path(name) / "out" / "events.jsonl") if e["event"] == "round"]
-    # Time between the ends of two rounds, less the bare round that ran in between; the first, with cold caches, is left out.
+    # Time between the ends of two rounds, less the bare round in between; the first, with cold caches, is left out.
     ours = [later - earlier - other for earlier, later, other in zip(times, times[1:], bare, strict=False)]
     ratios = [one / other for one, other in zip(ours, bare[1:], strict=True)]
     result = {

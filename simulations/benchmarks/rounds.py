@@ -33,10 +33,10 @@ peer_client = ClientApp()
 @peer_client.evaluate()
 def answer(message: Message, _context: Context) -> Message:
     """Flower's side of a round: the weights back as they came."""
-    content = {"metrics": MetricRecord({"num-examples": 1})}
-    if "arrays" in message.content and message.metadata.message_type == "train":
-        content["arrays"] = message.content["arrays"]
-    return Message(RecordDict(content), reply_to=message)
+    reply = RecordDict({"metrics": MetricRecord({"num-examples": 1})})
+    if message.metadata.message_type == "train":
+        reply["arrays"] = message.content["arrays"]
+    return Message(reply, reply_to=message)
 
 
 def peer(parameters: int) -> float:

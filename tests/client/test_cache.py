@@ -1,7 +1,9 @@
 """The cache: right as far as it says, whatever was killed, cut or added meanwhile."""
 
+import fcntl
 import multiprocessing
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +145,18 @@ def test_processes_can_add_at_once(tmp_path: Path) -> None:
     assert [worker.exitcode for worker in workers] == [0, 0]
     found = open_cache(tmp_path, study()).images([str(number) for number in range(30)])
     np.testing.assert_array_equal(found, np.stack([image(number) for number in range(30)]))
+
+
+def test_adding_waits_while_another_process_adds(tmp_path: Path) -> None:
+    cache = open_cache(tmp_path, study())
+    adding = threading.Thread(target=cache.add, args=("a", image(1)))
+    with (cache.folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        adding.start()
+        adding.join(0.2)
+        assert adding.is_alive() and not (cache.folder / "images.f16").stat().st_size
+    adding.join(10)
+    np.testing.assert_array_equal(cache.images(["a"])[0], image(1))
 
 
 @pytest.mark.parametrize("step", range(1, 5))

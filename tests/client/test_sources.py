@@ -249,6 +249,24 @@ def test_an_npz_that_is_not_medmnist_is_an_error_of_one_line(tmp_path: Path, rep
     assert "\n" not in str(caught.value)
 
 
+class Payload:
+    """What an attacker would put in an array of objects."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def test_an_npz_with_pickled_objects_runs_nothing(tmp_path: Path) -> None:
+    objects = np.array([[Payload(tmp_path / "ran")], [None]], dtype=object)
+    for name in ("val_labels", "val_images"):
+        with pytest.raises(DataError, match=name):
+            taken(npz(tmp_path / "a.npz", **{name: objects}))
+    assert not (tmp_path / "ran").exists()
+
+
 def corrupt(path: Path) -> Iterator[bytes]:
     data = path.read_bytes()
     yield b""

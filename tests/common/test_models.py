@@ -206,7 +206,7 @@ def test_pretrained_weights_replace_the_whole_model_or_its_backbone(name: str) -
     for given in (names, backbone):
         model = build(study)
         before = {name: tensor.clone() for name, tensor in model.named_parameters()}
-        load_pretrained(model, {name: source.get_parameter(name).detach() for name in given}, freeze="none")
+        load_pretrained(model, {name: source.get_parameter(name).detach() for name in given})
         for key, parameter in model.named_parameters():
             assert torch.equal(parameter, source.get_parameter(key) if key in given else before[key])
             assert parameter.requires_grad
@@ -214,9 +214,11 @@ def test_pretrained_weights_replace_the_whole_model_or_its_backbone(name: str) -
 
 @each_architecture
 def test_a_frozen_backbone_is_exactly_what_no_longer_trains(name: str) -> None:
-    study = EVERY[name]
+    values = EVERY[name].model_dump(mode="json", by_alias=True)
+    values["model"] |= {"freeze": "backbone", "pretrained_sha256": "0" * 64}
+    study = studies.parse(values, where="test")
     model = build(study).train()
-    load_pretrained(model, {key: p.detach().clone() for key, p in model.named_parameters()}, freeze="backbone")
+    load_pretrained(model, {key: p.detach().clone() for key, p in model.named_parameters()})
     frozen = {key for key, parameter in model.named_parameters() if not parameter.requires_grad}
     assert frozen == set(backbone_names(model))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -241,7 +243,7 @@ def test_wrong_pretrained_weights_are_refused_in_one_line_and_change_nothing(fau
     else:
         tensors["head.2.bias"][0] = torch.nan
     with pytest.raises(StudyError, match="pretrained") as caught:
-        load_pretrained(model, tensors, freeze="backbone")
+        load_pretrained(model, tensors)
     assert "\n" not in str(caught.value)
     assert torch.equal(nn.utils.parameters_to_vector(model.parameters()), before)
     assert all(parameter.requires_grad for parameter in model.parameters())
