@@ -21,8 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client import dicom, preprocess, sources
-from client.dicom import Drop, Unusable
-from client.index import Row, progress_bar
+from client.arrays import read_array
+from client.drops import Drop, Unusable
+from client.index import progress_bar
+from client.records import Row
 from common.errors import DataError
 from common.study import Study
 
@@ -59,7 +61,7 @@ class Cache:
         missing.sort(key=lambda row: (row.source.path, row.source.array, row.source.item))
         files = [list(group) for _, group in groupby(missing, key=lambda row: (row.source.path, row.source.array))]
         parts = [file[start : start + _PART] for file in files for start in range(0, len(file), _PART)]
-        array = lru_cache(maxsize=2)(sources.read_array)
+        array = lru_cache(maxsize=2)(read_array)
         failed: dict[str, Drop] = {}
 
         def decoded(part: Sequence[Row]) -> list[tuple[str, NDArray[np.float16] | Drop]]:
@@ -80,10 +82,6 @@ class Cache:
                 failed.update({image: value for image, value in outcomes if isinstance(value, Drop)})
                 progress(min(start + _WAVE, len(parts)), len(parts))
         return failed
-
-    def add(self, image: str, array: NDArray[Any]) -> None:
-        """Add one image; see `add_many`, which is much faster for several."""
-        self.add_many({image: array})
 
     def add_many(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Add preprocessed images [C, h, w] in [0, 1] by id. One that is there already stays as it is.

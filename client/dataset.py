@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from client import cache as caches
 from client import index
-from client.index import Row
 from client.preprocess import Geometry, normalise
+from client.records import Row
 from client.site import Site, split_position
 from common.layout import Pool
 from common.study import Study

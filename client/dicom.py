@@ -4,25 +4,17 @@ A file is read with a list of the tags that are wanted, so no other tag is ever 
 never a tag's value: a patient's name can stand in any of them.
 """
 
-import atexit
-import contextlib
 import io
-import json
 import logging
 import math
-import os
 import struct
-import subprocess
-import sys
-import threading
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pydicom
@@ -32,6 +24,8 @@ from pydicom.multival import MultiValue
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi
 from pydicom.pixels.utils import pixel_array
 
+from client.decoder import Decoder
+from client.drops import Drop, Unusable
 from client.preprocess import Window, to_unit
 from common.errors import DataError
 
@@ -43,31 +37,6 @@ SAMPLES_LIMIT = (
 )
 FRAMES_LIMIT = 100_000
 BYTES_LIMIT = 4 * 2**30  # of one file; a deflated one is measured inflated
-
-
-class Drop(StrEnum):
-    """Why a file or an image of it is not used. Closed: each file found is used or has one of these."""
-
-    ANNOTATION_FILE = "annotation_file"  # not an image: read for its labels, masks, boxes, splits or patients
-    NOT_AN_IMAGE = "not_an_image"  # licence, DICOMDIR, segmentation object, anything foreign
-    EMPTY_FILE = "empty_file"
-    UNREADABLE = "unreadable"  # truncated, damaged, no permission
-    NO_PIXELS = "no_pixels"  # DICOM report, plan, structure set
-    UNSUPPORTED = "unsupported"  # a compression or a kind of pixels that nothing here decodes
-    TOO_LARGE = "too_large"
-    CHANGED = "changed"  # other size than when it was indexed
-    NO_PATIENT_ID = "no_patient_id"
-    NO_ANNOTATION = "no_annotation"
-    BAD_ANNOTATION = "bad_annotation"  # of another size than the image, contradictory, unreadable
-    DUPLICATE = "duplicate"  # same content or same SOPInstanceUID as another file of the same patient
-
-
-class Unusable(DataError):
-    """One file or image that can't be used: the reason is counted, the message says what was wrong with it."""
-
-    def __init__(self, reason: Drop, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +86,7 @@ _DECODERS |= (
     dict.fromkeys(_JPEG, "pillow") | dict.fromkeys(_JPEG_LS, "pyjpegls") | dict.fromkeys(_JPEG_2000, "pylibjpeg")
 )
 _COMPRESSED = {f"1.2.840.10008.1.2.{end}": decoder for end, decoder in _DECODERS.items()}
-_PATIENCE = 120  # seconds for one frame in that process
+_gdcm = Decoder()
 _NOT_IMAGES = {
     "1.2.840.10008.1.3.10": "DICOMDIR",
     "1.2.840.10008.5.1.4.1.1.66.4": "segmentation object",
@@ -330,7 +299,8 @@ def _frame(dataset: pydicom.FileDataset, frame: int, tags: Tags, window: Window)
             raise Unusable(Drop.UNREADABLE, "the compressed image has another size than the header says")
     stored: NDArray[Any]
     if decoder == "gdcm":
-        stored = _gdcm.decoded(dataset, str(dataset.file_meta.TransferSyntaxUID), stream)
+        form = {name: dataset.get(name) for name in _FORMAT if name != "NumberOfFrames"}
+        stored = _gdcm.decoded(str(dataset.file_meta.TransferSyntaxUID), form, stream)
     else:
         stored = pixel_array(dataset, index=frame, decoding_plugin=decoder)
     if stored.shape[:2] != (tags.height, tags.width):
@@ -414,88 +384,13 @@ def _codestream_size(stream: bytes) -> tuple[int, int] | None:
     return None
 
 
-class _Apart:
-    """A child process that decodes one frame after the other. A damaged frame may end it: the next gets a new one."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._child: subprocess.Popen[bytes] | None = None
-
-    def decoded(self, dataset: pydicom.Dataset, syntax: str, stream: bytes) -> NDArray[Any]:
-        """The frame as stored, [H, W] or [H, W, 3]. Raises Unusable when it can't be decoded or ends the child."""
-        order = {name: dataset.get(name) for name in _FORMAT if name != "NumberOfFrames"}
-        with self._lock:
-            pipes = self._started()
-            watch = threading.Timer(_PATIENCE, pipes.kill)
-            watch.start()
-            try:
-                _send(pipes.stdin, json.dumps([syntax, order]).encode())
-                _send(pipes.stdin, stream)
-                kind, data = _receive(pipes.stdout), _receive(pipes.stdout)
-            except (OSError, EOFError):
-                self.close()
-                raise Unusable(Drop.UNREADABLE, "the compressed pixels are damaged: their decoder broke down") from None
-            finally:
-                watch.cancel()
-        if kind not in (b"|u1", b"|i1", b"<u2", b"<i2"):
-            raise Unusable(Drop.UNREADABLE, "the compressed pixels can't be decoded")
-        size = (dataset.Rows, dataset.Columns, dataset.SamplesPerPixel)
-        return np.frombuffer(data, kind.decode()).reshape(size[:2] if size[2] == 1 else size)
-
-    def close(self) -> None:
-        """End the child, if there is one."""
-        if self._child is not None:
-            self._child.kill()
-            self._child.communicate()
-            self._child = None
-
-    def _started(self) -> subprocess.Popen[bytes]:
-        if self._child is None:
-            places = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-            self._child = subprocess.Popen(
-                [sys.executable, "-P", "-c", "from client.dicom import serve; serve()"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places))},
-            )
-        return self._child
-
-
-def serve() -> None:
-    """The child: frames in, arrays out, until the parent is gone."""
-    orders, answers = sys.stdin.buffer, sys.stdout.buffer
-    warnings.simplefilter("ignore")
-    with contextlib.suppress(EOFError):
-        while True:
-            (syntax, values), stream = json.loads(_receive(orders)), _receive(orders)
-            dataset = pydicom.Dataset()
-            dataset.update({name: value for name, value in values.items() if value is not None})
-            dataset.file_meta = pydicom.dataset.FileMetaDataset()
-            dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(syntax)
-            dataset.PixelData = encapsulate([stream])
-            try:
-                frame = np.ascontiguousarray(pixel_array(dataset, index=0, decoding_plugin="gdcm"))
-                kind, data = frame.dtype.str.encode(), frame.tobytes()
-            except Exception:
-                kind, data = b"", b""
-            _send(answers, kind)
-            _send(answers, data)
-
-
-def _send(pipe: IO[bytes] | None, data: bytes) -> None:
-    if pipe is not None:
-        pipe.write(struct.pack("<Q", len(data)) + data)
-        pipe.flush()
-
-
-def _receive(pipe: IO[bytes] | None) -> bytes:
-    head = b"" if pipe is None else pipe.read(8)
-    data = b"" if pipe is None or len(head) < 8 else pipe.read(struct.unpack("<Q", head)[0])
-    if len(head) < 8 or len(data) < struct.unpack("<Q", head)[0]:
-        raise EOFError
-    return data
-
-
-_gdcm = _Apart()
-atexit.register(_gdcm.close)
+def decoded_by_gdcm(syntax: str, form: Mapping[str, Any], stream: bytes) -> NDArray[Any]:
+    """One compressed frame as stored, from the elements that describe its pixels. For a process of its own."""
+    dataset = pydicom.Dataset()
+    for name, value in form.items():
+        if value is not None:
+            setattr(dataset, name, value)
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(syntax)
+    dataset.PixelData = encapsulate([stream])
+    return pixel_array(dataset, index=0, decoding_plugin="gdcm")

@@ -7,7 +7,6 @@ has anyway, and what the annotations say.
 import contextlib
 import hashlib
 import hmac
-import json
 import os
 import sqlite3
 import tempfile
@@ -17,48 +16,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Literal
 
 from client import sources
-from client.annotations import Finding, Remark, Split
-from client.dicom import Drop
-from client.sources import Dropped, Format, Found, Progress, Source
-from common.annotation import Annotation, Box
+from client.annotations import Finding, Remark
+from client.drops import Drop, Dropped
+from client.records import SCHEMA, TABLES, Row, from_record, to_record
+from client.sources import Format, Found, Progress
 from common.errors import DataError
 
 NAME = "index.sqlite"
-SCHEMA = 1
-_TABLES = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE image (image TEXT PRIMARY KEY, patient TEXT NOT NULL, study TEXT,
-    path TEXT NOT NULL, kind TEXT NOT NULL, array TEXT NOT NULL, item INTEGER NOT NULL,
-    height INTEGER NOT NULL, width INTEGER NOT NULL, modality TEXT, scanner TEXT, burned_in INTEGER, official TEXT,
-    label TEXT, mask BLOB, mask_names TEXT, boxes TEXT, columns TEXT NOT NULL);
-CREATE TABLE dropped (path TEXT NOT NULL, reason TEXT NOT NULL, detail TEXT NOT NULL,
-    array TEXT NOT NULL, item INTEGER);
-CREATE TABLE remark (finding TEXT NOT NULL, place TEXT NOT NULL);
-"""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Row:
-    """One usable image. `image` is its name everywhere: a keyed hash of patient, content and position in the file."""
-
-    image: str
-    patient: str  # keyed hash
-    study: str | None  # keyed hash
-    source: Source
-    height: int  # pixels as stored
-    width: int
-    modality: str | None
-    scanner: str | None
-    burned_in: bool | None  # text in the pixels, as the file says
-    official: Split | None
-    annotation: Annotation
-    columns: Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +103,7 @@ def write(folder: Path, rows: Iterable[Row], others: Iterable[Dropped | Remark])
         temporary = Path(name)
         with closing(sqlite3.connect(temporary, isolation_level=None)) as database:
             # A file that nobody else sees needs neither journal nor sync; it is synced as a whole below.
-            database.executescript(f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; {_TABLES}")
+            database.executescript(f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; {TABLES}")
             database.execute(f"PRAGMA user_version = {SCHEMA}")
             database.execute("BEGIN")
             _fill(database, rows, others)
@@ -159,7 +126,7 @@ def read(folder: Path) -> list[Row]:
     """All rows, ordered by image id. Raises DataError for a missing or damaged index, or one of another version."""
     with _opened(folder) as database:
         root = Path(dict(database.execute("SELECT key, value FROM meta")).get("root", ""))
-        return [_from_record(root, record) for record in database.execute("SELECT * FROM image ORDER BY image")]
+        return [from_record(root, record) for record in database.execute("SELECT * FROM image ORDER BY image")]
 
 
 def dropped(folder: Path) -> list[Dropped]:
@@ -261,7 +228,7 @@ def _fill(database: sqlite3.Connection, rows: Iterable[Row], others: Iterable[Dr
     places = ", ".join("?" * 18)
     for row in rows:
         roots.add(row.source.root)
-        database.execute(f"INSERT INTO image VALUES ({places})", _to_record(row))  # noqa: S608 - question marks only
+        database.execute(f"INSERT INTO image VALUES ({places})", to_record(row))  # noqa: S608 - question marks only
     if len(roots) > 1:
         raise DataError("the rows of one index must lie under one root folder")
     database.executemany("INSERT INTO meta VALUES ('root', ?)", [(str(root),) for root in roots])
@@ -271,58 +238,6 @@ def _fill(database: sqlite3.Connection, rows: Iterable[Row], others: Iterable[Dr
         else:
             values = (other.path, other.reason, other.detail, other.array, other.item)
             database.execute("INSERT INTO dropped VALUES (?, ?, ?, ?, ?)", values)
-
-
-def _to_record(row: Row) -> tuple[Any, ...]:
-    known, source = row.annotation, row.source
-    boxes = None
-    if known.boxes is not None:
-        boxes = json.dumps([[box.x1, box.y1, box.x2, box.y2, box.name] for box in known.boxes])
-    return (
-        *(
-            row.image,
-            row.patient,
-            row.study,
-            source.path,
-            source.kind,
-            source.array,
-            source.item,
-            row.height,
-            row.width,
-        ),
-        *(row.modality, row.scanner, row.burned_in, row.official, known.label),
-        None if known.mask is None else zlib.compress(np.ascontiguousarray(known.mask).tobytes(), 1),
-        None if known.mask_names is None else json.dumps(known.mask_names),
-        *(boxes, json.dumps(dict(row.columns))),
-    )
-
-
-def _from_record(root: Path, record: sqlite3.Row) -> Row:
-    size = (record["height"], record["width"])
-    names, boxes = record["mask_names"], record["boxes"]
-    annotation = Annotation(
-        label=record["label"],
-        mask=None if record["mask"] is None else _mask(record["mask"], size),
-        mask_names=None if names is None else tuple(json.loads(names)),
-        boxes=None
-        if boxes is None
-        else tuple(Box(x1=x1, y1=y1, x2=x2, y2=y2, name=name) for x1, y1, x2, y2, name in json.loads(boxes)),
-    )
-    source = Source(root=root, path=record["path"], kind=record["kind"], array=record["array"], item=record["item"])
-    kept = ("image", "patient", "study", "height", "width", "modality", "scanner", "official")
-    burned_in = None if record["burned_in"] is None else bool(record["burned_in"])
-    return Row(
-        **{name: record[name] for name in kept},
-        source=source,
-        burned_in=burned_in,
-        annotation=annotation,
-        columns=json.loads(record["columns"]),
-    )
-
-
-def _mask(blob: bytes, size: tuple[int, int]) -> NDArray[np.uint8]:
-    values = zlib.decompressobj().decompress(blob, size[0] * size[1] + 1)
-    return np.frombuffer(values, np.uint8).reshape(size)
 
 
 @contextmanager

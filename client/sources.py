@@ -3,20 +3,19 @@
 import hashlib
 import os
 import stat
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from client import dicom
+from client import arrays, dicom
 from client.annotations import Finding, Reader, Remark, Split, Subject, coco, masks, merged, picture, tables, voc
-from client.dicom import Drop, Tags, Unusable
+from client.dicom import Tags
+from client.drops import Drop, Dropped, Unusable
 from client.preprocess import Window, to_unit
 from common.annotation import Annotation
 from common.errors import DataError
@@ -24,9 +23,7 @@ from common.errors import DataError
 Format = Literal["medmnist", "voc", "coco", "masks", "dicom"]
 Kind = Literal["dicom", "picture", "array"]
 Progress = Callable[[int, int], None]  # done, of how many
-ARRAYS_LIMIT = 64 * 2**30  # bytes of an .npz file, unpacked
 _WAVE = 256  # files read ahead: what is wasted when a scan is broken off
-_PARTS: tuple[tuple[str, Split], ...] = (("train", "train"), ("val", "validation"), ("test", "test"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,17 +53,6 @@ class Found:
     official: Split | None = None
     annotation: Annotation = field(default_factory=Annotation)
     columns: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dropped:
-    """A file, or one image of it, that is not used. `detail` says what was wrong, without identifiers."""
-
-    path: str  # relative to the folder
-    reason: Drop
-    detail: str = ""
-    array: str = ""
-    item: int | None = None  # None: the whole file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +126,7 @@ def images(
         elif first.kind == "picture":
             found = iter([picture.pixels(path.read_bytes(), window=window)])
         else:
-            values = (array or read_array)(path, first.array)
+            values = (array or arrays.read_array)(path, first.array)
             found = (to_unit(values[place.item], window, limits=(0, 255)) for place in places)
         for image in found:
             yield image
@@ -152,46 +138,7 @@ def images(
         yield from [problem] * (len(places) - done)
 
 
-def read_array(path: Path, name: str) -> NDArray[np.uint8]:
-    """One array of an .npz file, uint8 [n, H, W] or [n, H, W, 3]. Raises DataError; never unpickles."""
-    images = _member(path, name)
-    if (
-        images.dtype != np.uint8
-        or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3))
-        or 0 in images.shape[1:]
-    ):
-        shape = "x".join(map(str, images.shape))
-        raise DataError(f"{path.name}: {name} is {images.dtype} {shape}; images are uint8 [n, H, W] or [n, H, W, 3]")
-    return images
-
-
-def _member(path: Path, name: str) -> NDArray[Any]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > ARRAYS_LIMIT:
-                raise DataError(f"{path.name}: more than {ARRAYS_LIMIT // 2**30} GiB unpacked")
-        with np.load(path, allow_pickle=False) as arrays:
-            return np.asarray(arrays[name])
-    except KeyError:
-        raise DataError(
-            f"{path.name}: has no {name}; a MedMNIST file has train, val and test images and labels"
-        ) from None
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        MemoryError,
-        zipfile.BadZipFile,
-        zlib.error,
-        NotImplementedError,
-        RuntimeError,
-    ) as error:
-        raise DataError(
-            f"{path.name}: {name} is no readable numpy array ({type(error).__name__}): get the file again"
-        ) from None
-
-
-def _arrays(path: Path, progress: Progress | None) -> Iterator[Found | Dropped]:
+def _arrays(path: Path, progress: Progress | None) -> Iterator[Found]:
     if not path.is_file():
         raise DataError(f"{path}: no such file; format medmnist is one .npz file")
     try:
@@ -199,22 +146,19 @@ def _arrays(path: Path, progress: Progress | None) -> Iterator[Found | Dropped]:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"{path}: can't be read ({error.strerror})") from None
-    for done, (part, split) in enumerate(_PARTS):
-        images, labels = read_array(path, f"{part}_images"), _member(path, f"{part}_labels")
-        if labels.size != len(images) or labels.dtype.kind not in "iu":
-            raise DataError(f"{path.name}: {part}_labels must be one whole number for each of {len(images)} images")
-        for item, label in enumerate(labels.reshape(-1).tolist()):
+    for done, part in enumerate(arrays.parts(path)):
+        for item, label in enumerate(part.labels):
             yield Found(
-                source=Source(root=path.parent, path=path.name, kind="array", array=f"{part}_images", item=item),
-                patient=f"{split}-{item}",
+                source=Source(root=path.parent, path=path.name, kind="array", array=part.array, item=item),
+                patient=f"{part.official}-{item}",
                 digest=digest,
-                height=images.shape[1],
-                width=images.shape[2],
-                official=split,
+                height=part.height,
+                width=part.width,
+                official=part.official,
                 annotation=Annotation(label=str(label)),
             )
         if progress:
-            progress(done + 1, len(_PARTS))
+            progress(done + 1, len(arrays.PARTS))
 
 
 def _folder(

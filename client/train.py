@@ -148,11 +148,11 @@ def on(batch: Batch, where: torch.device) -> Batch:
     )
 
 
-def pool_sums(model: nn.Module, dataset: Dataset, study: Study, kind: Any) -> dict[str, NDArray[np.float64]]:
+def pool_sums(model: nn.Module, dataset: Dataset, study: Study, kind: Any) -> metrics.Sums:
     """Metric sums of the weights that the model holds, named POOL/SUM, over the pools that this kind of answer
     covers.
     """
-    named: dict[str, NDArray[np.float64]] = {}
+    named: metrics.Sums = {}
     for pool in POOLS[kind]:
         total = metrics.total_of(metric_shapes(study), image_sums(model, dataset.pools[pool], study))
         named |= {f"{pool}/{name}": value for name, value in total.items()}

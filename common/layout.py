@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from common import params
+from common.metrics import Sums
 from common.models import build_model
 from common.study import Study
 from common.tasks import task_of
@@ -52,14 +53,9 @@ class Layout:
             raise ValueError(f"{vector.size} values for a layout of {self.length}")
         return vector
 
-    def unpack_sums(self, tail: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    def unpack_sums(self, tail: NDArray[np.float64]) -> Sums:
         """Named sums from the vector's part behind the tensors."""
-        named, start = {}, 0
-        for name, shape in self.sums:
-            size = int(np.prod(shape, dtype=np.int64))
-            named[name] = tail[start : start + size].reshape(shape)
-            start += size
-        return named
+        return params.split(tail, self.sums)
 
 
 def metric_shapes(study: Study) -> dict[str, tuple[int, ...]]:

@@ -10,7 +10,7 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -40,6 +40,7 @@ COLOURS = {
     "tint": ("#c5daec", "#23415c"),
 }
 DASH = "–"
+_MANY = 12  # lines beyond which a table or list is folded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +132,12 @@ def render(title: str, subtitle: str, sections: Sequence[Section], *, footer: st
     return _template().render(title=title, subtitle=subtitle, sections=list(sections), footer=footer, colours=COLOURS)
 
 
+def folded(block: Text | Table, *, summary: str) -> Block:
+    """The block itself or, where it has more than a dozen lines, folded under this summary."""
+    lines = block.rows if isinstance(block, Table) else block.paragraphs
+    return block if len(lines) <= _MANY else Fold(summary=summary, blocks=(block,))
+
+
 def colour(name: str) -> str:
     """A colour of the page, for drawing: hex, and in the page's light or dark mode the right one of the two."""
     return COLOURS[name][0]
@@ -207,6 +214,14 @@ def signed(value: float | None, digits: int = 3) -> str:
 def counted(count: int, thing: str, things: str = "") -> str:
     """A number of things in words: "1 site", "4 sites"."""
     return f"{number(count)} {thing if count == 1 else things or thing + 's'}"
+
+
+def listed(names: Iterable[str], most: int = 8) -> str:
+    """Names in a sentence: "a, b and c"; beyond `most` the rest is counted."""
+    shown = list(names)
+    if len(shown) > most:
+        shown = [*shown[: most - 1], f"{len(shown) - most + 1} more"]
+    return " and ".join(filter(None, (", ".join(shown[:-1]), shown[-1]))) if shown else "none"
 
 
 def short(name: str, most: int = 24) -> str:

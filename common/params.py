@@ -4,6 +4,7 @@ them.
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from common.errors import StudyError
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+Float = TypeVar("Float", np.float32, np.float64)
 
 
 def shapes(model: nn.Module, *, trainable: bool) -> Shapes:
@@ -43,10 +45,10 @@ def vector_of(model: nn.Module, *, trainable: bool) -> NDArray[np.float32]:
     return flatten(p for p in model.parameters() if p.requires_grad or not trainable)
 
 
-def split(vector: NDArray[np.float32], of: Shapes) -> dict[str, NDArray[np.float32]]:
+def split(vector: NDArray[Float], of: Shapes) -> dict[str, NDArray[Float]]:
     """Named views into the vector. Raises ValueError when its length is another than the shapes' together."""
     if vector.shape != (length(of),):
-        raise ValueError(f"a vector of {vector.shape} for {length(of)} parameters")
+        raise ValueError(f"a vector of {vector.shape} for {length(of)} values")
     named, start = {}, 0
     for name, shape in of:
         size = int(np.prod(shape, dtype=np.int64))

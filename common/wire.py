@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.supercore.task_identity import TaskIdentity
 from numpy.typing import NDArray
 
@@ -237,6 +238,6 @@ def size_of(record: RecordDict) -> int:
     return (len(text) if isinstance(text, bytes) else 0) + vector
 
 
-def identify(*, run_id: int, node_id: int) -> None:
+def speak_as_server(*, run_id: int) -> None:
     """Tell Flower who is speaking: its messages read that from the process, which only its own launchers set."""
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, node_id, 0
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, SUPERLINK_NODE_ID, 1

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from common.errors import MessageError
 from common.layout import Layout
+from common.metrics import Sums
 from common.study import Aggregation
 
 FRACTION_BITS = 32  # of the fixed-point numbers in which vectors are added
@@ -52,7 +53,7 @@ class RoundSum:
     """A closed round: mean update of the sites, its total weight, and the metric sums."""
 
     mean: NDArray[np.float64] | None  # None when no site had anything to give
-    sums: dict[str, NDArray[np.float64]]
+    sums: Sums
 
 
 def close(total: NDArray[np.float64], layout: Layout) -> RoundSum:

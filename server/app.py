@@ -19,7 +19,7 @@ def make(study: Study, options: federation.Options, *, clock: Clock | None = Non
 
     @made.main()
     def main(grid: Grid, context: Context) -> None:
-        wire.identify(run_id=context.run_id, node_id=context.node_id)
+        wire.speak_as_server(run_id=context.run_id)
         federation.run(Exchange(grid, clock or Clock()), study, options)
 
     return made

@@ -3,7 +3,7 @@
 import numpy as np
 
 from client import sources
-from client.dicom import Unusable
+from client.drops import Unusable
 from common.tasks import task_of
 from simulations.judge import Judged
 from simulations.pictures import Picture

@@ -43,7 +43,7 @@ def run(study: Study, options: federation.Options, folders: Sequence[Path], faul
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        wire.identify(run_id=context.run_id, node_id=context.node_id)
+        wire.speak_as_server(run_id=context.run_id)
         try:
             clock = Clock()
             federation.run(

@@ -174,7 +174,7 @@ class SimulatedGrid(Grid):
 def run(study: Study, options: federation.Options, folders: Sequence[Path], faults: Faults) -> None:
     """A whole federation over these site folders. Raises what federation.run raises."""
     clock = SimulatedClock()
-    wire.identify(run_id=1, node_id=0)
+    wire.speak_as_server(run_id=1)
     context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={})
     app = server_app.make(study, options, clock=clock)
     app(SimulatedGrid(DirectGrid(folders), faults, clock, Observer(study, options.out)), context)

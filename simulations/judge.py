@@ -13,7 +13,7 @@ from torch import nn
 from client.dataset import Images, open_dataset
 from client.site import open_site
 from client.train import device, predicted
-from common import metrics, params
+from common import params
 from common.errors import DataError
 from common.models import build_model, load_pretrained
 from common.randomness import stream
@@ -132,10 +132,6 @@ def difference(of: Judged, minus: Judged, *, seed: int, site: str) -> tuple[floa
 
 def _headline(judged: Judged, weights: NDArray[np.float64]) -> float | None:
     task = task_of(judged.study)
-    total, sums, start = weights @ judged.image_sums, metrics.zeros(task.sums_layout()), 0
-    for name, shape in task.sums_layout().items():
-        size = int(np.prod(shape, dtype=np.int64))
-        sums[name] = total[start : start + size].reshape(shape)
-        start += size
+    sums = params.split(weights @ judged.image_sums, tuple(task.sums_layout().items()))
     value: float | None = task.summarise(sums)[task.headline]
     return value

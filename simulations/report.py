@@ -7,15 +7,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from common import page
-from common.page import Figure, Fold, Section, Table, Text
-from server.report import HEADLINES, NAMES
+from common.page import Figure, Section, Table, Text
+from server.performance import HEADLINES, NAMES
 from simulations.pictures import SCORE, Picture, draw, words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 _ONLY = "Visible in a simulation only."
-_MANY = 12  # sites beyond which a table is folded
 _LINES = 6  # sites that a reader can tell apart by colour
 
 
@@ -40,7 +39,7 @@ def sections(summary: Mapping[str, Any], *, partition_figure: "Drawing", picture
 
 
 def _folded(table: Table) -> page.Block:
-    return table if len(table.rows) <= _MANY else Fold(summary=f"All {len(table.rows)} sites", blocks=(table,))
+    return page.folded(table, summary=f"All {len(table.rows)} sites")
 
 
 def _data(sites: Mapping[str, Any], classes: Sequence[str], drawing: "Drawing") -> Section:

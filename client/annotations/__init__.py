@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Literal, Protocol
 
-from client.dicom import Drop, Unusable
+from client.drops import Drop, Unusable
 from common.annotation import Annotation, Box
 
 Split = Literal["train", "validation", "test"]

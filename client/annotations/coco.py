@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.annotations import Finding, Remark, Split, Subject, inside, single_frame
-from client.dicom import Drop, Unusable
+from client.drops import Drop, Unusable
 from common.annotation import Annotation, Box
 from common.errors import DataError
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from client.annotations import Finding, Remark, Split, Subject, picture, single_frame
-from client.dicom import Drop, Unusable
+from client.drops import Drop, Unusable
 from common.annotation import Annotation
 
 FOLDER = "masks"

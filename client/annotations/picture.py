@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from client.dicom import SAMPLES_LIMIT, Drop, Unusable
+from client.dicom import SAMPLES_LIMIT
+from client.drops import Drop, Unusable
 from client.preprocess import Window, to_unit
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})

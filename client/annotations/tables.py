@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from client.annotations import Finding, Remark, Split, Subject
-from client.dicom import Drop, Unusable
+from client.drops import Drop, Unusable
 from common.annotation import Annotation
 from common.errors import DataError
 

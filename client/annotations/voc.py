@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 
 from client.annotations import Finding, Remark, Split, Subject, inside
-from client.dicom import Drop, Unusable
+from client.drops import Drop, Unusable
 from common.annotation import Annotation, Box
 from common.errors import DataError
 

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from common import metrics
 from common.annotation import Annotation
+from common.metrics import Sums
 from common.tasks import class_position, curves, ratio, total_sums
 from common.tasks.batch import Batch
 
@@ -60,8 +62,8 @@ class Classification:
         count = len(self.classes)
         return {"scores": (count, 2, curves.bins(2 * count)), "predicted": (count,), "correct": (count,)}
 
-    def image_sums(self, prediction: NDArray[np.float32], truth: int) -> dict[str, NDArray[np.float64]]:
-        sums = {name: np.zeros(shape) for name, shape in self.sums_layout().items()}
+    def image_sums(self, prediction: NDArray[np.float32], truth: int) -> Sums:
+        sums = metrics.zeros(self.sums_layout())
         position = np.arange(len(self.classes))
         bin_of = curves.bin_of(prediction, count=sums["scores"].shape[2])
         sums["scores"][position, (position == truth).astype(int), bin_of] = 1

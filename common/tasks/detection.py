@@ -11,7 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from common import metrics
 from common.annotation import Annotation
+from common.metrics import Sums
 from common.tasks import class_position, curves
 from common.tasks.batch import Batch, Detections, Objects
 
@@ -81,8 +83,8 @@ class Detection:
         bins = curves.bins(count * (1 + len(OVERLAPS)))
         return {"objects": (count,), "proposed": (count, bins), "true": (count, len(OVERLAPS), bins)}
 
-    def image_sums(self, prediction: Detections, truth: Objects) -> dict[str, NDArray[np.float64]]:
-        sums = {name: np.zeros(shape) for name, shape in self.sums_layout().items()}
+    def image_sums(self, prediction: Detections, truth: Objects) -> Sums:
+        sums = metrics.zeros(self.sums_layout())
         for position in {*truth.classes.tolist(), *prediction.classes.tolist()}:
             objects = truth.boxes[truth.classes == position]
             own = prediction.classes == position

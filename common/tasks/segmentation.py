@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from common.annotation import Annotation
+from common.metrics import Sums
 from common.tasks import class_position, ratio, total_sums
 from common.tasks.batch import Batch
 
@@ -79,7 +80,7 @@ class Segmentation:
         """By class: sum of Dice and IoU over the images that count, how many, and pixels: common, predicted, true."""
         return {name: (len(self.classes),) for name in ("dice", "iou", "support", "common", "predicted", "true")}
 
-    def image_sums(self, prediction: NDArray[np.bool_], truth: NDArray[np.uint8]) -> dict[str, NDArray[np.float64]]:
+    def image_sums(self, prediction: NDArray[np.bool_], truth: NDArray[np.uint8]) -> Sums:
         count = len(self.classes)
         true = np.bincount(truth.ravel(), minlength=count + 1)[1:].astype(np.float64)
         predicted = np.count_nonzero(prediction, axis=(1, 2)).astype(np.float64)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from client.annotations import Finding, Subject, coco, inside, masks, picture, tables, voc
-from client.dicom import Drop, Unusable
+from client.drops import Drop, Unusable
 from common.annotation import Box
 from common.errors import DataError
 

@@ -36,7 +36,7 @@ def order(kind: wire.Kind, study: Study = STUDY, **changes: Any) -> wire.Order:
 
 
 def send(folder: Path, record: RecordDict) -> Message:
-    wire.identify(run_id=1, node_id=0)
+    wire.speak_as_server(run_id=1)
     context = Context(run_id=1, node_id=1, node_config={"site": str(folder)}, state=RecordDict(), run_config={})
     return client_app.app(Message(record, 1, "train", ttl=60), context)
 
@@ -119,7 +119,7 @@ def test_open_datasets_are_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_simulated_node_finds_its_folder_by_partition(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDWARD_SITES", str(folder.parent))
-    wire.identify(run_id=1, node_id=0)
+    wire.speak_as_server(run_id=1)
     context = Context(run_id=1, node_id=1, node_config={"partition-id": 0}, state=RecordDict(), run_config={})
     propose = order("propose")
     reply = client_app.app(Message(wire.order_record(propose), 1, "query", ttl=60), context)

@@ -14,8 +14,9 @@ from PIL import Image
 from client import cache as caches
 from client import index, sources
 from client.cache import Cache, open_cache
-from client.dicom import Drop
+from client.drops import Drop
 from client.preprocess import to_model
+from client.records import Row
 from common.errors import DataError
 from common.study import Study, parse
 
@@ -39,7 +40,7 @@ def image(seed: int, channels: int = 1) -> np.ndarray[Any, np.dtype[np.float32]]
 
 
 @pytest.fixture
-def rows(tmp_path: Path) -> list[index.Row]:
+def rows(tmp_path: Path) -> list[Row]:
     folder = tmp_path / "data"
     folder.mkdir()
     for seed in range(5):
@@ -53,7 +54,7 @@ def rows(tmp_path: Path) -> list[index.Row]:
 
 def test_images_come_back_in_the_order_asked_for(tmp_path: Path) -> None:
     cache = open_cache(tmp_path, study())
-    cache.add("a", image(1))
+    cache.add_many({"a": image(1)})
     cache.add_many({"b": image(2), "c": image(3)})
     found = cache.images(["c", "a", "c"])
     assert found.dtype == np.float32 and found.shape == (3, 1, 8, 10)
@@ -61,7 +62,7 @@ def test_images_come_back_in_the_order_asked_for(tmp_path: Path) -> None:
     assert cache.images([]).shape == (0, 1, 8, 10)
 
 
-def test_the_cache_holds_what_preprocessing_gives_to_float16(tmp_path: Path, rows: list[index.Row]) -> None:
+def test_the_cache_holds_what_preprocessing_gives_to_float16(tmp_path: Path, rows: list[Row]) -> None:
     how = study(channels=3)
     cache = open_cache(tmp_path / "cache", how)
     assert cache.ensure(rows) == {}
@@ -71,7 +72,7 @@ def test_the_cache_holds_what_preprocessing_gives_to_float16(tmp_path: Path, row
 
 
 def test_a_second_ensure_reads_and_writes_nothing(
-    tmp_path: Path, rows: list[index.Row], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, rows: list[Row], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     open_cache(tmp_path / "cache", study()).ensure(rows[:3])
     cache = open_cache(tmp_path / "cache", study())
@@ -82,7 +83,7 @@ def test_a_second_ensure_reads_and_writes_nothing(
     assert {path: path.stat().st_mtime_ns for path in cache.folder.iterdir()} == before
 
 
-def test_images_that_cannot_be_decoded_are_named_and_the_others_cached(tmp_path: Path, rows: list[index.Row]) -> None:
+def test_images_that_cannot_be_decoded_are_named_and_the_others_cached(tmp_path: Path, rows: list[Row]) -> None:
     damaged, changed, gone, *fine = rows
     place = damaged.source.root
     (place / damaged.source.path).write_bytes((place / damaged.source.path).read_bytes()[:200])
@@ -94,7 +95,7 @@ def test_images_that_cannot_be_decoded_are_named_and_the_others_cached(tmp_path:
     assert len(cache.images([row.image for row in fine])) == 2
 
 
-def test_an_unmounted_folder_is_an_error_and_drops_nothing(tmp_path: Path, rows: list[index.Row]) -> None:
+def test_an_unmounted_folder_is_an_error_and_drops_nothing(tmp_path: Path, rows: list[Row]) -> None:
     rows[0].source.root.rename(tmp_path / "elsewhere")
     with pytest.raises(DataError, match="is not there"):
         open_cache(tmp_path / "cache", study()).ensure(rows)
@@ -114,17 +115,17 @@ def test_only_what_changes_values_makes_another_cache(tmp_path: Path) -> None:
 
 def test_an_image_that_is_there_stays_as_it_is(tmp_path: Path) -> None:
     cache = open_cache(tmp_path, study())
-    cache.add("a", image(1))
+    cache.add_many({"a": image(1)})
     cache.add_many({"a": image(2), "b": image(3)})
     np.testing.assert_array_equal(cache.images(["a", "b"]), np.stack([image(1), image(3)]))
 
 
 def test_readers_see_what_others_add(tmp_path: Path) -> None:
     first, second = open_cache(tmp_path, study()), open_cache(tmp_path, study())
-    first.add("a", image(1))
+    first.add_many({"a": image(1)})
     second.images(["a"])
-    first.add("b", image(2))
-    second.add("c", image(3))
+    first.add_many({"b": image(2)})
+    second.add_many({"c": image(3)})
     np.testing.assert_array_equal(second.images(["b"])[0], image(2))
     np.testing.assert_array_equal(first.images(["c", "a"]), np.stack([image(3), image(1)]))
 
@@ -132,7 +133,7 @@ def test_readers_see_what_others_add(tmp_path: Path) -> None:
 def _add_twenty(folder: Path, start: int) -> None:
     cache = open_cache(folder, study())
     for number in range(start, start + 20):
-        cache.add(str(number), image(number))
+        cache.add_many({str(number): image(number)})
 
 
 def test_processes_can_add_at_once(tmp_path: Path) -> None:
@@ -149,7 +150,7 @@ def test_processes_can_add_at_once(tmp_path: Path) -> None:
 
 def test_adding_waits_while_another_process_adds(tmp_path: Path) -> None:
     cache = open_cache(tmp_path, study())
-    adding = threading.Thread(target=cache.add, args=("a", image(1)))
+    adding = threading.Thread(target=cache.add_many, args=({"a": image(1)},))
     with (cache.folder / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         adding.start()
@@ -164,7 +165,7 @@ def test_a_kill_between_any_two_writes_loses_at_most_what_was_being_added(
     tmp_path: Path, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = open_cache(tmp_path, study())
-    cache.add("a", image(1))
+    cache.add_many({"a": image(1)})
     calls = 0
 
     def killed(handle: int) -> None:
@@ -177,13 +178,13 @@ def test_a_kill_between_any_two_writes_loses_at_most_what_was_being_added(
         patch.setattr(os, "fsync", killed)
         for name, seed in (("b", 2), ("c", 3)):
             try:
-                cache.add(name, image(seed))
+                cache.add_many({name: image(seed)})
             except KeyboardInterrupt:
                 break
     with (cache.folder / "images.txt").open("a") as file:
         file.write("half a li")
     again = open_cache(tmp_path, study())
-    again.add("d", image(4))
+    again.add_many({"d": image(4)})
     for name, seed in (("a", 1), ("d", 4)):
         np.testing.assert_array_equal(open_cache(tmp_path, study()).images([name])[0], image(seed))
     held = (cache.folder / "images.txt").read_text().splitlines()
@@ -203,7 +204,7 @@ def test_a_cache_cut_short_is_an_error_and_never_zeros(tmp_path: Path) -> None:
 
 def test_a_full_disk_leaves_the_cache_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = open_cache(tmp_path, study())
-    cache.add("a", image(1))
+    cache.add_many({"a": image(1)})
 
     def full(handle: int) -> None:
         raise OSError(28, "No space left on device")
@@ -211,22 +212,22 @@ def test_a_full_disk_leaves_the_cache_as_it_was(tmp_path: Path, monkeypatch: pyt
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(DataError, match="No space left"):
-            cache.add("b", image(2))
+            cache.add_many({"b": image(2)})
     assert (cache.folder / "images.f16").stat().st_size == 160 and (cache.folder / "images.txt").read_text() == "a\n"
-    cache.add("b", image(3))
+    cache.add_many({"b": image(3)})
     np.testing.assert_array_equal(cache.images(["b"])[0], image(3))
 
 
 @pytest.mark.parametrize("array", [image(1)[0], image(1) + 1, image(1) * np.nan, image(1)[:, :4]])
 def test_only_images_of_the_right_shape_and_range_are_added(tmp_path: Path, array: Any) -> None:
     with pytest.raises(DataError, match="shape"):
-        open_cache(tmp_path, study()).add("a", array)
+        open_cache(tmp_path, study()).add_many({"a": array})
 
 
 @pytest.mark.parametrize("name", ["", "a\nb", "\u20ac"])
 def test_an_id_is_a_printable_line(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError, match="id"):
-        open_cache(tmp_path, study()).add(name, image(1))
+        open_cache(tmp_path, study()).add_many({name: image(1)})
 
 
 def test_an_unknown_image_is_an_error(tmp_path: Path) -> None:

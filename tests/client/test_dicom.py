@@ -21,7 +21,7 @@ from pydicom.uid import (
 )
 
 from client import dicom
-from client.dicom import Drop, Unusable
+from client.drops import Drop, Unusable
 
 
 def made(pixels: NDArray[np.generic], **tags: object) -> FileDataset:

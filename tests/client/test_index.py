@@ -20,9 +20,9 @@ from PIL import Image
 from client import index
 from client.__main__ import main
 from client.annotations import Finding, Remark
-from client.dicom import Drop
-from client.index import Row
-from client.sources import Dropped, Source
+from client.drops import Drop, Dropped
+from client.records import Row
+from client.sources import Source
 from common.annotation import Annotation, Box
 from common.errors import DataError
 

@@ -17,8 +17,8 @@ from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from client import sources
 from client.annotations import Finding, Remark
-from client.dicom import Drop, Unusable
-from client.sources import Dropped, Found, detect, scan
+from client.drops import Drop, Dropped, Unusable
+from client.sources import Found, detect, scan
 from common.errors import DataError
 
 

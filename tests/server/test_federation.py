@@ -128,7 +128,7 @@ class TamperingGrid(DirectGrid):
 
 
 def tampered_run(study: Study, out: Path, folders: list[Path], tamper: Callable[[str, Message], Message]) -> None:
-    wire.identify(run_id=1, node_id=0)
+    wire.speak_as_server(run_id=1)
     context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={})
     clock = SimulatedClock()
     server_app.make(study, options(out, folders), clock=clock)(TamperingGrid(folders, tamper), context)

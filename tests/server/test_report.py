@@ -9,7 +9,7 @@ import pytest
 from common.errors import RunError
 from common.page import Section
 from common.study import parse
-from server import report
+from server import participation, performance, report
 from server.events import EventLog, summary
 
 CLASSES = {
@@ -144,7 +144,7 @@ def test_absent_numbers_are_dashes_and_never_zero(tmp_path: Path) -> None:
 
 def test_a_curve_s_point_is_the_round_after_which_the_weights_were_so() -> None:
     events = a_run()
-    after, values = report._values(summary(events), "auc")
+    after, values = performance._values(summary(events), "auc")
     assert after == [0, 1, 2, 3]
     assert values[0] == pytest.approx(0.51)
     assert values[2] != values[2]  # round 3 had no metrics: a gap
@@ -241,4 +241,4 @@ def test_many_sites_and_rounds_stay_one_small_page(tmp_path: Path) -> None:
     ("numbers", "words"), [([4], "round 4"), ([7, 1, 2], "rounds 1–2 and 7"), ([1, 3, 5], "rounds 1, 3 and 5")]
 )
 def test_rounds_are_told_in_spans(numbers: list[int], words: str) -> None:
-    assert report._spans(numbers) == words
+    assert participation._spans(numbers) == words

@@ -1,0 +1,38 @@
+"""The same rounds through Flower's simulation runtime."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from small import tiny_study
+
+from common import params
+from common.errors import RunError
+from server.events import read, summary
+from server.federation import Options
+from simulations import flower, inprocess
+from simulations.faults import Fault, Faults
+
+
+def weights_in(out: Path) -> bytes:
+    tensors = params.from_bytes((out / "model.safetensors").read_bytes(), where="model")
+    return b"".join(tensors[name].numpy().tobytes() for name in sorted(tensors))
+
+
+@pytest.mark.e2e
+def test_ray_and_direct_calls_give_the_same_bits_with_the_same_faults(tmp_path: Path, site_folders: list[Path]) -> None:
+    study = tiny_study(study={"rounds": 3}, training={"augmentation": "standard"})
+    faults = Faults(scripted={(1, "site-0"): Fault(do="drop"), (2, "site-2"): Fault(do="crash")})
+    roster = frozenset(folder.name for folder in site_folders)
+    options = Options(out=tmp_path / "inprocess", backend="inprocess", roster=roster)
+    inprocess.run(study, options, site_folders, faults)
+    flower.run(study, replace(options, out=tmp_path / "ray", backend="ray"), site_folders, faults, threads=1)
+    assert weights_in(tmp_path / "ray") == weights_in(tmp_path / "inprocess")
+    absent = [entry["absent"] for entry in summary(read(tmp_path / "ray" / "events.jsonl"))["rounds"]]
+    assert absent == [{"site-0": "offline"}, {"site-2": "failed"}, {}]
+
+
+def test_ray_wants_folders_in_the_order_of_its_partitions(tmp_path: Path, site_folders: list[Path]) -> None:
+    options = Options(out=tmp_path / "ray", backend="ray", roster=frozenset())
+    with pytest.raises(RunError, match="site-1, site-0"):
+        flower.run(tiny_study(), options, site_folders[1::-1], Faults(scripted={}), threads=1)
