@@ -17,7 +17,7 @@ $(VENV)/installed: requirements.lock pyproject.toml
 
 demo: setup
 	@rm -rf $(OUT)
-	$(BIN)/python -m simulations run demo --data phantom --sites 4 --partition quantity:0.7+dirichlet:0.5 --compare --out $(OUT)
+	$(BIN)/python -m simulations run demo --data phantom:320 --sites 4 --partition quantity:1+dirichlet:1 --compare --out $(OUT)
 
 test: setup
 	$(BIN)/python -m pytest

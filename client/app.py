@@ -1,11 +1,12 @@
 """The Flower ClientApp: a message becomes an order, the site's folder answers it, the answer becomes a message."""
 
+import logging
 import os
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
-from flwr.app import Context, Message
+from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from torch import nn
 
@@ -27,8 +28,15 @@ app = ClientApp()
 @app.train()
 @app.evaluate()
 def handle(message: Message, context: Context) -> Message:
-    """Answer one message, whatever is in it: an error becomes a reason code, its text stays in the site's folder."""
-    site = open_site(_folder(context))
+    """Answer one message, whatever is in it: an error becomes a reason code, its text stays in the site's folder.
+
+    Without a usable site folder the answer is an error without text: Flower would send the server that of an exception.
+    """
+    try:
+        site = open_site(_folder(context))
+    except (FederationError, OSError, KeyError) as error:
+        logging.getLogger("fedward").error("no answer: %s", error)
+        return Message(Error(0, str(Reason.FAILED)), reply_to=message)
     return Message(wire.answer_record(respond(site, message)), reply_to=message)
 
 
@@ -40,7 +48,7 @@ def _folder(context: Context) -> Path:
 
 
 def respond(site: Site, message: Message) -> wire.Answer:
-    """The site's answer to an order. Never raises for what the order or the data hold."""
+    """The site's answer to an order. Never raises: the text of an exception would reach the server."""
     try:
         order = wire.order_from(message.content)
     except MessageError as error:
@@ -48,7 +56,7 @@ def respond(site: Site, message: Message) -> wire.Answer:
         return _unreadable(site)
     try:
         return _answer(site, order, message)
-    except (FederationError, OSError, ValueError, RuntimeError, MemoryError) as error:
+    except Exception as error:
         note_error(site, f"round {order.round}", error)
         return _verdict(site, order, _reason(error))
 

@@ -1,7 +1,9 @@
 """A site is a folder: its name, where its index and cache lie, and the studies that it has been shown."""
 
+import contextlib
 import hashlib
 import hmac
+import os
 import tomllib
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -69,10 +71,12 @@ def split_position(site: Site, patient: str) -> float:
 
 
 def remember(site: Site, study: Study) -> None:
-    """Keep a study that was proposed, under its hash."""
+    """Keep a study that was proposed, under its hash: whole, or not at all."""
     path = site.folder / "studies" / f"{study.sha256}.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(study.canonical, encoding="utf-8")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(study.canonical, encoding="utf-8")
+    temporary.replace(path)
 
 
 def known_study(site: Site, study_hash: str) -> Study | None:
@@ -87,7 +91,9 @@ def known_study(site: Site, study_hash: str) -> Study | None:
 
 
 def note_error(site: Site, where: str, error: BaseException) -> None:
-    """Write down, at the site alone, what went wrong: what leaves is a reason code."""
-    line = f"{datetime.now(UTC).isoformat(timespec='seconds')} {where}: {type(error).__name__}: {error}\n"
-    with (site.folder / "errors.log").open("a", encoding="utf-8") as file:
-        file.write(line.replace("\r", " "))
+    """Write down, at the site alone, what went wrong, as one line: what leaves is a reason code. On a full disk
+    nothing is written, and nothing raised.
+    """
+    text = " ".join(f"{where}: {type(error).__name__}: {error}".split())
+    with contextlib.suppress(OSError), (site.folder / "errors.log").open("a", encoding="utf-8") as file:
+        file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {text}\n")

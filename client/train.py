@@ -20,7 +20,8 @@ from common.study import Study, Training
 from common.tasks import task_of
 from common.tasks.batch import Batch
 
-EVALUATION_BATCH = 64  # images; has no influence on results
+EVALUATION_BATCH = 64  # images at most, and fewer of large ones: has no influence on results
+EVALUATION_PIXELS = 2**21
 
 
 def device() -> torch.device:
@@ -168,14 +169,21 @@ def image_sums(model: nn.Module, images: Images, study: Study) -> Iterator[metri
             yield {"loss": np.asarray(loss), "images": np.ones(()), **own}
 
 
+def evaluation_batch(study: Study) -> int:
+    """Images that are evaluated at once, so that large ones don't take more memory than training does."""
+    height, width = study.model.image_size
+    return max(1, min(EVALUATION_BATCH, EVALUATION_PIXELS // (height * width)))
+
+
 def predicted(
     model: nn.Module, images: Images, study: Study
 ) -> Iterator[tuple[NDArray[np.int64], list[float], list[Any]]]:
     """Positions, losses and predictions on the stored images' grids, batch by batch; the model's mode is put back."""
     task, where, mode = task_of(study), next(model.parameters()).device, model.training
     try:
-        for start in range(0, len(images), EVALUATION_BATCH):
-            positions = np.arange(start, min(start + EVALUATION_BATCH, len(images)))
+        size = evaluation_batch(study)
+        for start in range(0, len(images), size):
+            positions = np.arange(start, min(start + size, len(images)))
             batch = on(images.batch(positions), where)
             with precision(where), seeded(study.study.seed, "evaluation"):
                 losses, raw = task.assess(model, batch)

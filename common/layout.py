@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -11,12 +12,14 @@ import torch
 from numpy.typing import NDArray
 
 from common import params
+from common.errors import DataError
 from common.metrics import Sums
 from common.models import build_model
 from common.study import Study
 from common.tasks import task_of
 
 Pool = Literal["train", "validation", "test"]
+LARGEST = 2.0**26  # of one value in an answer; more is training gone astray, and could not be added up
 POOLS: dict[str, tuple[Pool, ...]] = {"update": ("validation",), "evaluate": ("validation", "test")}
 
 
@@ -46,11 +49,17 @@ class Layout:
         return hashlib.sha256(json.dumps([self.tensors, self.sums]).encode()).hexdigest()
 
     def pack(self, tensors: NDArray[np.float32], sums: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float32]:
-        """The flat vector. Raises ValueError or KeyError when a part is missing or has another size."""
+        """The flat vector. Raises ValueError or KeyError when a part is missing or has another size, DataError when a
+        value is too large to be added up.
+        """
         parts = [np.asarray(sums[name], np.float32).reshape(shape).ravel() for name, shape in self.sums]
         vector = np.concatenate([np.asarray(tensors, np.float32).ravel(), *parts])
         if vector.shape != (self.length,) or set(sums) != {name for name, _ in self.sums}:
             raise ValueError(f"{vector.size} values for a layout of {self.length}")
+        if not np.abs(vector).max(initial=0.0) < LARGEST:
+            raise DataError(
+                f"a value of {np.abs(vector).max():.3g}: training has diverged; lower training.learning_rate"
+            )
         return vector
 
     def unpack_sums(self, tail: NDArray[np.float64]) -> Sums:
@@ -63,6 +72,7 @@ def metric_shapes(study: Study) -> dict[str, tuple[int, ...]]:
     return {"loss": (), "images": (), **task_of(study).sums_layout()}
 
 
+@lru_cache(maxsize=8)
 def layout_of(study: Study, kind: Literal["update", "evaluate"]) -> Layout:
     """The layout of an answer of this kind, the same at every party that has the study. Allocates no weights."""
     with torch.device("meta"):

@@ -51,8 +51,8 @@ class Agreement(_Part):
     )
     split: tuple[float, float, float] = Field((0.7, 0.1, 0.2), description="train, validation, test shares of patients")
     seed: Annotated[int, Field(ge=0, lt=2**53)] = Field(0, description="root of all repeatable randomness")
-    select: Literal["last", "best"] = Field(
-        "last", description="which weights are final: last round's, or best on validation"
+    select: Literal["last", "best", "average"] = Field(
+        "last", description="which weights are final: last round's, best on validation, or the mean over the later half"
     )
 
     @field_validator("classes")

@@ -20,7 +20,9 @@ KEEP = 2  # newest checkpoints kept: if the newest is damaged from outside, the 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Checkpoint:
-    """All state after a closed round. `best` and `best_score` are used by studies with `select = "best"`."""
+    """All state after a closed round. `kept` is the best weights so far, or the mean of the later half's, as the study
+    selects; empty until there are any.
+    """
 
     run: str
     study_hash: str
@@ -28,8 +30,8 @@ class Checkpoint:
     round: int
     state: ServerState
     weights: NDArray[np.float32]  # all parameters, frozen ones included
-    best: NDArray[np.float32]  # empty until a score is known
-    best_score: float | None
+    kept: NDArray[np.float32]
+    kept_score: float | None  # of the best weights on validation
 
 
 def write_atomically(path: Path, parts: Iterable[bytes]) -> None:
@@ -62,7 +64,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         "trained": checkpoint.state.weights,
         "momentum": checkpoint.state.momentum,
         "second_moment": checkpoint.state.second_moment,
-        "best": checkpoint.best,
+        "kept": checkpoint.kept,
     }
     metadata = {
         "format": "fedward-checkpoint-1",
@@ -70,7 +72,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         "study_hash": checkpoint.study_hash,
         "architecture": checkpoint.architecture,
         "round": str(checkpoint.round),
-        "best_score": json.dumps(checkpoint.best_score),
+        "kept_score": json.dumps(checkpoint.kept_score),
     }
     write_atomically(folder / f"round-{checkpoint.round:06d}.safetensors", [save(arrays, metadata)])
     for old in _all(folder)[:-KEEP]:
@@ -97,8 +99,8 @@ def newest(folder: Path, *, study_hash: str, architecture: str) -> Checkpoint | 
                     weights=arrays["trained"], momentum=arrays["momentum"], second_moment=arrays["second_moment"]
                 ),
                 weights=arrays["weights"],
-                best=arrays["best"],
-                best_score=json.loads(metadata["best_score"]),
+                kept=arrays["kept"],
+                kept_score=json.loads(metadata["kept_score"]),
             )
         except (OSError, SafetensorError, KeyError, ValueError):
             continue

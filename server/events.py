@@ -22,14 +22,15 @@ Event = dict[str, Any]
 class EventLog:
     """The writing end.
 
-    Guarantees: an event is on disk when `append` returns; one event is one line and one write; lines never change.
+    Guarantees: an event is on disk when `append` returns (unless `durable` is off); one event is one line and one
+    write; lines never change.
     A last line that a crash tore is closed at opening and followed by a `repaired` event, which voids it for readers.
     After a failed write the log is closed: open it again to go on.
     Raises: RunError, one line, when the file can't be opened or written, or an event is not plain JSON.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, *, durable: bool = True) -> None:
+        self._path, self._durable = path, durable
         try:
             self._descriptor: int | None = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
             torn = _torn(self._descriptor)
@@ -61,7 +62,8 @@ class EventLog:
         try:
             if os.write(self._descriptor, line) != len(line):
                 raise OSError(0, "no room for the whole line")
-            os.fsync(self._descriptor)
+            if self._durable:
+                os.fsync(self._descriptor)
         except OSError as error:
             self.close()
             raise RunError(

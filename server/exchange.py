@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -70,7 +71,7 @@ class Exchange:
         while pending and self._clock.now() - start < deadline:
             arrived = False
             for identifier in list(pending):
-                for reply in self._grid.pull_messages([identifier]):
+                for reply in islice(self._grid.pull_messages([identifier]), 1):  # a second answer is nobody's
                     arrived = True
                     reason, answer, bytes_up = _verdict(reply, order, length)
                     yield Received(

@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from common.study import Study
 from common.tasks import task_of
 from server import aggregate, checkpoint, model_card, rounds
 from server.events import EventLog
-from server.exchange import Exchange, Received
+from server.exchange import Exchange
 
+PROPOSAL_DEADLINE = 60.0  # seconds: a node that hangs when it is shown the study must not hold up every round
 Watch = Callable[[dict[str, Any]], None]
 
 
@@ -102,8 +103,8 @@ class _Run:
                 round=0,
                 state=aggregate.initial(full[self._trainable], study.aggregation),
                 weights=full,
-                best=np.zeros(0, np.float32),
-                best_score=None,
+                kept=np.zeros(0, np.float32),
+                kept_score=None,
             )
             self._record(
                 {
@@ -148,15 +149,15 @@ class _Run:
         self._finish()
 
     def _finish(self) -> None:
-        """Evaluate the last weights; if an earlier round's did better and the study selects the best, evaluate
-        those.
-        """
+        """Evaluate the weights that the study selects, and write the model."""
+        select, kept = self._study.study.select, self._saved.kept
+        if select == "average" and kept.size:
+            self._saved = replace(self._saved, weights=kept)
         final = self._evaluate()
-        score, best = final["validation"].get(self._task.headline), self._saved.best_score
-        if self._study.study.select == "best" and best is not None and (score is None or best > score):
-            self._saved = replace(self._saved, weights=self._saved.best)
+        score, best = final["validation"].get(self._task.headline), self._saved.kept_score
+        if select == "best" and best is not None and (score is None or best > score):
+            self._saved = replace(self._saved, weights=kept)
             final = self._evaluate()
-        params.assign(self._model, self._saved.weights)
         model_card.save_model(
             self._options.out,
             self._study,
@@ -174,12 +175,16 @@ class _Run:
 
     def _close(self, number: int, mean: NDArray[np.float64] | None, validation: dict[str, Any]) -> None:
         """The state after a round. The round's metrics are of the weights that it started from."""
-        saved, score = self._saved, validation.get(self._task.headline)
-        if self._study.study.select == "best" and score is not None and score > (saved.best_score or -1.0):
-            saved = replace(saved, best=saved.weights, best_score=score)
+        saved, score, select = self._saved, validation.get(self._task.headline), self._study.study.select
+        if select == "best" and score is not None and (saved.kept_score is None or score > saved.kept_score):
+            saved = replace(saved, kept=saved.weights, kept_score=score)
         state = aggregate.apply(saved.state, mean, self._study.aggregation)
         weights = saved.weights.copy()
         weights[self._trainable] = state.weights
+        later = number - self._study.study.rounds // 2  # how many rounds of the later half are closed with this one
+        if select == "average" and later > 0:
+            before = saved.kept if later > 1 else np.zeros_like(weights)
+            saved = replace(saved, kept=before + (weights - before) / np.float32(later))
         self._saved = replace(saved, round=number, state=state, weights=weights)
 
     def _metrics(self, sums: dict[str, NDArray[np.float64]]) -> dict[str, dict[str, Any]]:
@@ -205,10 +210,11 @@ class _Run:
                 return done
             absent = {site: str(reason) for site, reason in sorted(done.round.absent.items())}
             self._record({"event": "retry", "round": number, "attempt": attempt, "absent": absent})
+        what = f"round {number}" if kind == "update" else "the last evaluation"
         reason = (
-            f"round {number}: fewer than {self._study.study.min_sites} sites answered, {retries + 1} times in a row"
+            f"{what}: fewer than {self._study.study.min_sites} sites answered, {retries + 1} times in a row"
             f" (absent: {', '.join(f'{site} {why}' for site, why in absent.items())});"
-            " continue with --resume when they are back"
+            " look into errors.log of the sites that failed, and continue with --resume when all are back"
         )
         self._record({"event": "stopped", "reason": reason})
         raise RunError(reason)
@@ -226,7 +232,8 @@ class _Run:
             study_json=self._study.canonical,
         )
         strangers = sorted(online - self._nodes.keys())
-        for received in self._ask(strangers, order):
+        deadline = min(PROPOSAL_DEADLINE, self._study.study.round_deadline)
+        for received in self._sites.ask(strangers, order, length=0, deadline=deadline):
             site = received.answer.site if received.answer else None
             if site not in self._options.roster or site in self._nodes.values():
                 continue  # nobody we know, or a second node in a site's name
@@ -257,7 +264,8 @@ class _Run:
         done = _Gathered(
             round=state, total=aggregate.VectorSum(self._layouts[kind].length), bytes_up={}, bytes_down={}, seconds={}
         )
-        for received in self._ask(sorted(self._nodes, key=self._nodes.__getitem__), order):
+        nodes, length = sorted(self._nodes, key=self._nodes.__getitem__), self._layouts[kind].length
+        for received in self._sites.ask(nodes, order, length=length, deadline=self._study.study.round_deadline):
             site, reason, answer = self._nodes[received.node], received.reason, received.answer
             if answer is not None and answer.site != site:
                 reason = Reason.MALFORMED
@@ -269,11 +277,8 @@ class _Run:
             state = rounds.step(state, rounds.Replied(site=site, reason=reason))
             done.bytes_down[site], done.bytes_up[site] = received.bytes_down, received.bytes_up
             done.seconds[site] = round(received.seconds, 6)
+            if reason is Reason.STUDY_CHANGED:  # it lost the study: the next attempt shows it again
+                del self._nodes[received.node]
             if state.outcome == "abandoned":
                 break
         return replace(done, round=state)
-
-    def _ask(self, nodes: list[int], order: wire.Order) -> Iterator[Received]:
-        layout = self._layouts.get(order.kind)
-        length = layout.length if layout else 0
-        return self._sites.ask(nodes, order, length=length, deadline=self._study.study.round_deadline)

@@ -26,7 +26,11 @@ _MODELS = {
     "fasterrcnn": "Faster R-CNN",
 }
 _WEIGHTS = {"images": "its number of training images", "patients": "its number of training patients", "equal": "one"}
-_SELECT = {"last": "the last round's", "best": "the round's that did best on validation patients"}
+_SELECT = {
+    "last": "the last round's",
+    "best": "the round's that did best on validation patients",
+    "average": "the mean of the weights after each round of the later half",
+}
 _SIMULATIONS = ("inprocess", "ray")
 
 

@@ -314,7 +314,9 @@ def main() -> None:
 
 
 def guarded(command: Callable[[], Any]) -> None:
-    """Call a command line so that what was foreseen to go wrong is one line, and a closed pipe is no error."""
+    """Call a command line so that what was foreseen to go wrong, and what the disk refuses, is one line, and a closed
+    pipe is no error.
+    """
     try:
         command()
     except FederationError as error:
@@ -322,6 +324,9 @@ def guarded(command: Callable[[], Any]) -> None:
         sys.exit(1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        typer.echo(f"error: {error.filename or 'a file'}: {error.strerror or error}", err=True)
         sys.exit(1)
 
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from common.layout import Pool
 from common.study import Study, parse
 from common.tasks import task_of
 from simulations.faults import Faults
-from simulations.judge import Judged, difference, everything, held_out, judge, load_model, together
+from simulations.judge import Judged, difference, everything, judge, load_model, pool_of, together
 from simulations.sites import Federation
 from simulations.training import Task
 
@@ -48,12 +49,12 @@ class Judges:
 
     def __init__(self, study: Study, federation: Federation) -> None:
         self._study = study
-        self._own = {folder.name: held_out(study, folder) for folder in federation.folders}
         self._central = everything(study, federation.central) if federation.central else None
+        self._own = {folder.name: pool_of(study, folder, self.pool) for folder in federation.folders}
         self._done: dict[Path, tuple[dict[str, Judged], Judged]] = {}
 
     @property
-    def pool(self) -> str:
+    def pool(self) -> Pool:
         """Which patients of its own a site is judged on: "test", or "validation" where the official test images are
         elsewhere.
         """
@@ -63,7 +64,7 @@ class Judges:
         """The model that a run left, on each site's held-out patients and on the common test images."""
         if out not in self._done:
             model = load_model(self._study, out)
-            own = {site: judge(self._study, model, images) for site, (_, images) in self._own.items()}
+            own = {site: judge(self._study, model, images) for site, images in self._own.items()}
             central = judge(self._study, model, self._central) if self._central else together(list(own.values()))
             self._done[out] = own, central
         return self._done[out]

@@ -20,6 +20,7 @@ from server.events import read, summary
 from simulations import comparison, faults
 from simulations import report as simulation_report
 from simulations.comparison import Judges
+from simulations.datasets import parse_spec
 from simulations.examples import examples
 from simulations.observer import per_site
 from simulations.partition import figure, parse_partition
@@ -90,7 +91,12 @@ def run(
     _claim(request, resume=resume)
     parts = [_seed(request, number, say=say, quiet=quiet) for number in range(request.seeds)]
     trainings = [task for part in parts for task in (part.task, *part.others.values())]
-    execute_all(trainings, jobs=jobs or max(1, (os.cpu_count() or 1) // request.threads), watch=watch)
+    try:
+        execute_all(trainings, jobs=jobs or max(1, (os.cpu_count() or 1) // request.threads), watch=watch)
+    except RunError:
+        if (request.out / "events.jsonl").exists():
+            report.write(request.out)  # who was missing, and when
+        raise
     say("Judging the models on held-out patients …")
     results = []
     for part in parts:
@@ -114,6 +120,7 @@ def _check(request: Request) -> None:
     if not 1 <= request.seeds <= 100:
         raise StudyError(f"--seeds {request.seeds}: 1 to 100")
     parse_partition(request.partition)
+    parse_spec(request.data)
     faults.load(request.script, drop=request.drop, seed=request.study.study.seed)
 
 

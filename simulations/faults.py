@@ -3,9 +3,11 @@ seed.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Literal, get_args
 
 from common.errors import StudyError
@@ -67,8 +69,12 @@ def _parse(line: str, *, where: str) -> tuple[int, str, Fault]:
     if not isinstance(entry, dict) or set(entry) - {"round", "site", "do", "seconds"}:
         raise StudyError(f"{where}: write {form}")
     round, site, do, seconds = (entry.get(key) for key in ("round", "site", "do", "seconds"))
-    if not (isinstance(round, int) and isinstance(site, str) and do in get_args(Deed)):
+    if not (type(round) is int and round >= 1 and isinstance(site, str) and do in get_args(Deed)):
         raise StudyError(f"{where}: write {form}")
-    if (do == "late") != (seconds is not None) or not isinstance(seconds, int | float | None) or (seconds or 0) < 0:
+    if (
+        (do == "late") != (seconds is not None)
+        or type(seconds) not in (int, float, NoneType)
+        or not 0 <= (seconds or 0) < math.inf
+    ):
         raise StudyError(f'{where}: "seconds" (0 or more) belongs to "late", and to nothing else')
     return round, site, Fault(do=do, seconds=float(seconds or 0.0))  # type: ignore[arg-type]  # checked above

@@ -34,6 +34,7 @@ def run(study: Study, options: federation.Options, folders: Sequence[Path], faul
         raise RunError(f"--backend ray needs sites site-0, site-1 …; these are {', '.join(names)}")
     os.environ |= {
         "FEDWARD_SITES": str(parents.pop()),
+        "OMP_NUM_THREADS": str(threads),  # of the sites' processes
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "RAY_USAGE_STATS_ENABLED": "0",

@@ -14,7 +14,8 @@ from client.dataset import Images, open_dataset
 from client.site import open_site
 from client.train import device, predicted
 from common import params
-from common.errors import DataError
+from common.errors import DataError, StudyError
+from common.layout import Pool
 from common.models import build_model, load_pretrained
 from common.randomness import stream
 from common.study import Study
@@ -55,8 +56,8 @@ class Judged:
 
 
 def load_model(study: Study, out: Path) -> nn.Module:
-    """The model that a run left in OUT. Raises DataError where there is none, StudyError where it is another
-    study's.
+    """The whole model that a run left in OUT. Raises DataError where there is none, StudyError where the file holds
+    another architecture, or only a part.
     """
     path = out / "model.safetensors"
     try:
@@ -64,7 +65,10 @@ def load_model(study: Study, out: Path) -> nn.Module:
     except OSError as error:
         raise DataError(f"{path}: can't be read ({error.strerror}): give the folder of a finished run") from error
     model = build_model(study).to(device())
-    load_pretrained(model, params.from_bytes(data, where=str(path)))
+    tensors = params.from_bytes(data, where=str(path))
+    if missing := [name for name, _ in params.shapes(model, trainable=False) if name not in tensors]:
+        raise StudyError(f"{path}: lacks {missing[0]!r} and {len(missing) - 1} more: not the whole model of its card")
+    load_pretrained(model, tensors)
     return model
 
 
@@ -74,10 +78,9 @@ def judge(study: Study, model: nn.Module, images: Images) -> Judged:
     return Judged(study=study, images=images, predictions=tuple(predictions))
 
 
-def held_out(study: Study, folder: Path) -> tuple[str, Images]:
-    """A site's own held-out patients: its test pool, or validation where the official test images are elsewhere."""
-    pools = open_dataset(open_site(folder), study).pools
-    return ("test", pools["test"]) if len(pools["test"]) else ("validation", pools["validation"])
+def pool_of(study: Study, folder: Path, pool: Pool) -> Images:
+    """A site's images of one pool; there may be none."""
+    return open_dataset(open_site(folder), study).pools[pool]
 
 
 def everything(study: Study, folder: Path) -> Images:

@@ -22,7 +22,7 @@ class Observer:
     def __init__(self, study: Study, out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
         self._task, self._layout = task_of(study), layout_of(study, "update")
-        self._log = EventLog(out / FILE)
+        self._log = EventLog(out / FILE, durable=False)  # lost curves are no loss
 
     def __call__(self, order: wire.Record, reply: wire.Record) -> None:
         """Note the validation headline in a site's answer to an update order; everything else is passed over."""

@@ -1,5 +1,6 @@
 """Writes the simulated hospitals: one shared index and cache, and a site folder each whose index points into them."""
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -88,13 +89,22 @@ def master(study: Study, *, data: str, folder: Path, say: Say, quiet: bool) -> S
     format, path = materialise(spec, folder, seed=study.study.seed)
     key = derive(study.study.seed, "master patient key").to_bytes(32, "big")
     stamp = folder / "source.json"
-    wanted = json.dumps({"data": str(spec), "path": str(path.resolve()), "seed": study.study.seed})
+    wanted = json.dumps({"data": str(spec), "files": _fingerprint(path), "seed": study.study.seed})
     if not (stamp.exists() and stamp.read_text(encoding="utf-8") == wanted and (folder / "index.sqlite").exists()):
         say(f"Indexing {spec} …")
         _write_identity(folder, cache="cache", key=key)
         index.build(format, path, folder, patient_key=key, quiet=quiet)
         stamp.write_text(wanted, encoding="utf-8")
     return replace(open_site(folder), name="pooled")
+
+
+def _fingerprint(path: Path) -> str:
+    """Changes when a file below the path does: SHA-256 over names, sizes and times of modification."""
+    digest = hashlib.sha256(str(path.resolve()).encode())
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        status = file.lstat()
+        digest.update(f"{file.relative_to(path)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "replace"))
+    return digest.hexdigest()
 
 
 def usable(source: Site, study: Study) -> tuple[list[Row], dict[str, int]]:

@@ -1,11 +1,13 @@
 """Training runs, one after the other or several processes at once: each a federation of some site folders."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any, Literal
 
 import torch
@@ -88,7 +90,8 @@ def execute_all(tasks: Sequence[Task], *, jobs: int, watch: Watch) -> None:
             execute(task, watch)
         return
     seen = {task.name: _lines(task) for task in todo}
-    with ProcessPoolExecutor(min(jobs, len(todo)), mp_context=get_context("spawn")) as pool:
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(min(jobs, len(todo)), mp_context=spawn, initializer=_end_with_parent) as pool:
         futures: dict[Future[None], Task] = {pool.submit(execute, task): task for task in todo}
         waiting = set(futures)
         try:
@@ -103,6 +106,20 @@ def execute_all(tasks: Sequence[Task], *, jobs: int, watch: Watch) -> None:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _end_with_parent() -> None:
+    """Have this process end when its parent does: a parent that was killed may be started again with `--resume`, and
+    two processes would then write one OUT.
+    """
+    parent = parent_process()
+
+    def wait_and_end() -> None:
+        if parent is not None:
+            parent.join()
+        os._exit(1)
+
+    Thread(target=wait_and_end, daemon=True).start()
 
 
 def _lines(task: Task) -> int:

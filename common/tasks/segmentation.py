@@ -77,7 +77,7 @@ class Segmentation:
             return self._losses(logits, batch.masks), list(torch.sigmoid(logits).cpu().numpy())
 
     def sums_layout(self) -> dict[str, tuple[int, ...]]:
-        """By class: sum of Dice and IoU over the images that count, how many, and pixels: common, predicted, true."""
+        """By class: sum of Dice and IoU over the images that count, how many, and megapixels: common, predicted, true."""
         return {name: (len(self.classes),) for name in ("dice", "iou", "support", "common", "predicted", "true")}
 
     def image_sums(self, prediction: NDArray[np.bool_], truth: NDArray[np.uint8]) -> Sums:
@@ -92,9 +92,9 @@ class Segmentation:
             "dice": np.divide(2 * common, sizes, out=zero.copy(), where=counts),
             "iou": np.divide(common, sizes - common, out=zero.copy(), where=counts),
             "support": counts.astype(np.float64),
-            "common": common,
-            "predicted": predicted,
-            "true": true,
+            "common": common / 1e6,
+            "predicted": predicted / 1e6,
+            "true": true / 1e6,
         }
 
     def summarise(self, sums: Mapping[str, NDArray[np.float64]]) -> dict[str, Any]:

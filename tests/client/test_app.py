@@ -92,6 +92,30 @@ def test_an_error_leaves_as_a_reason_code_without_its_text(folder: Path, monkeyp
     assert "patient 17 of Dr. Example" in (folder / "errors.log").read_text()
 
 
+@pytest.mark.parametrize("error", [KeyError("patient 17"), TypeError("patient 17"), IndexError("patient 17")])
+def test_an_error_that_nobody_foresaw_leaves_as_a_reason_code_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    ask(folder, order("propose"))
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(train, "update", fail)
+    assert ask(folder, order("update")).reason is Reason.FAILED
+
+
+def test_a_folder_that_is_no_site_is_an_error_without_its_text(folder: Path) -> None:
+    (folder / "keys" / "patient.key").unlink()
+    reply = send(folder, wire.order_record(order("propose")))
+    assert reply.has_error() and reply.error.reason == "failed"
+
+
+def test_a_full_disk_gets_an_answer(folder: Path) -> None:
+    (folder / "errors.log").mkdir()  # can't be opened for writing
+    assert ask(folder, order("propose", study_json="{}")).reason is Reason.POLICY
+
+
 def test_a_site_whose_data_disappeared_answers_failed(folder: Path) -> None:
     ask(folder, order("propose"))
     (folder / "index.sqlite").unlink()

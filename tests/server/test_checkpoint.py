@@ -20,17 +20,17 @@ SAVED = Checkpoint(
     round=1,
     state=STATE,
     weights=np.array([1, 2, 3], np.float32),
-    best=np.zeros(0, np.float32),
-    best_score=None,
+    kept=np.zeros(0, np.float32),
+    kept_score=None,
 )
 
 
 def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
-    checkpoint.save_checkpoint(tmp_path, replace(SAVED, best=SAVED.weights, best_score=0.5))
+    checkpoint.save_checkpoint(tmp_path, replace(SAVED, kept=SAVED.weights, kept_score=0.5))
     found = checkpoint.newest(tmp_path, study_hash="s", architecture="a")
     assert found is not None
-    assert (found.run, found.round, found.best_score) == ("r", 1, 0.5)
-    for name in ("weights", "best"):
+    assert (found.run, found.round, found.kept_score) == ("r", 1, 0.5)
+    for name in ("weights", "kept"):
         assert np.array_equal(getattr(found, name), SAVED.weights)
     assert np.array_equal(found.state.momentum, STATE.momentum) and found.state.momentum.dtype == np.float64
 

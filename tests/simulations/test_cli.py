@@ -79,6 +79,7 @@ WRONG = {
         ("partition", "demo", "--data", "phantom:12", "--partition", "fair", "--out", "OUT"),
         "'fair'",
     ),
+    "an OUT that can't be": (("partition", "demo", "--data", "phantom:12", "--out", "FILE/x"), "file/x"),
     "too few sites": (("run", "demo", "--data", "phantom", "--sites", "1", "--out", "OUT"), "min_sites"),
     "no model there": (("evaluate", "--model", "EMPTY", "--data", "phantom:12", "--out", "OUT"), "model.json"),
     "an image too small for the model": (("plan", "demo", "--set", "model.image_size=[8, 8]"), "image_size"),
@@ -90,7 +91,9 @@ WRONG = {
 def test_wrong_input_is_one_line_and_no_traceback(tmp_path: Path, fault: str) -> None:
     arguments, says = WRONG[fault]
     (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
     swap = {
+        "FILE/x": str(tmp_path / "file" / "x"),
         "OUT": str(tmp_path / "out"),
         "EMPTY": str(tmp_path / "empty"),
         "dicom:EMPTY": f"dicom:{tmp_path / 'empty'}",

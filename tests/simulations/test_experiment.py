@@ -1,6 +1,10 @@
 """A whole simulation on small data: what it leaves behind, and that it can be interrupted."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -108,6 +112,56 @@ def test_an_interrupted_simulation_resumes_to_the_same_result(tmp_path: Path) ->
     second = Path("seeds") / "seed-4"
     assert model_in(tmp_path / "broken" / second) == model_in(tmp_path / "whole" / second)
     assert resumed["final"] == whole["final"] and resumed["over_seeds"] == whole["over_seeds"]
+
+
+def test_a_wrong_spec_leaves_out_free_for_the_right_one(tmp_path: Path) -> None:
+    with pytest.raises(FederationError, match="mri"):
+        run(request(tmp_path, data="mri:x"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
+    program = (
+        "import os, time; from concurrent.futures import ProcessPoolExecutor; from multiprocessing import get_context\n"
+        "from simulations.training import _end_with_parent\n"
+        "if __name__ == '__main__':\n"
+        "    pool = ProcessPoolExecutor(1, mp_context=get_context('spawn'), initializer=_end_with_parent)\n"
+        "    print(pool.submit(os.getpid).result(), flush=True); pool.submit(time.sleep, 60); time.sleep(60)\n"
+    )
+    (tmp_path / "program.py").write_text(program)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen([sys.executable, tmp_path / "program.py"], stdout=subprocess.PIPE, env=environment) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        parent.kill()
+    for _ in range(100):
+        try:
+            os.kill(child, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    pytest.fail("a training process outlived the one that started it")
+
+
+def test_files_that_changed_are_read_again(tmp_path: Path) -> None:
+    study = tiny_study(study={"rounds": 1})
+    run(request(tmp_path, study=study), jobs=1)
+    model = tmp_path / "out"
+    other = f"medmnist:{tmp_path / 'x.npz'}"
+    first = evaluate(model, data=other, out=tmp_path / "e", threads=1, quiet=True)
+    write_npz(tmp_path / "x.npz", images=60, seed=4)
+    second = evaluate(model, data=other, out=tmp_path / "e", threads=1, quiet=True)
+    assert (first["images"], second["images"]) == (120, 60)
+
+
+def test_a_run_that_stopped_leaves_a_report_that_says_why(tmp_path: Path) -> None:
+    lines = [json.dumps({"round": 1, "site": f"site-{k}", "do": "drop"}) for k in range(3)]
+    (tmp_path / "script").write_text("\n".join(lines))
+    study = tiny_study(study={"round_retries": 0})
+    with pytest.raises(RunError, match="round 1"):
+        run(request(tmp_path, study=study, script=tmp_path / "script"), jobs=1)
+    assert "offline" in (tmp_path / "out" / "report.html").read_text()
+    assert not (tmp_path / "out" / "summary.json").exists()
 
 
 def test_resuming_with_another_request_names_what_changed(tmp_path: Path) -> None:

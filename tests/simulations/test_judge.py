@@ -4,13 +4,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import save_file
 from small import tiny_study, write_site
 from torchmetrics.functional.classification import binary_auroc
 
 from common import params
-from common.models import build_model
-from simulations.judge import Judged, difference, everything, together
+from common.errors import StudyError
+from common.models import backbone_names, build_model
+from server.model_card import save_model
+from simulations.comparison import Judges
+from simulations.judge import Judged, difference, everything, load_model, pool_of, together
 from simulations.plan import plan
+from simulations.sites import Federation
 
 
 def judged(scores: np.ndarray, labels: np.ndarray, folder: Path) -> Judged:
@@ -53,6 +58,30 @@ def test_too_few_patients_or_one_class_have_no_interval(folder: Path) -> None:
 def test_equal_models_differ_by_nothing(folder: Path) -> None:
     one = judged(np.linspace(0.1, 0.9, 60), np.arange(60) % 2, folder)
     assert difference(one, one, seed=1, site="a") == (0.0, 0.0)
+
+
+def test_a_site_without_test_patients_is_not_judged_on_its_validation_patients(tmp_path: Path) -> None:
+    study = tiny_study(study={"split": [0.5, 0.5, 0.0]})
+    site = write_site(tmp_path / "site-0", images=20, seed=0)
+    federation = Federation(folders=(site,), pooled=site, central=None, counts=(), unusable={})
+    save_model(
+        tmp_path,
+        study,
+        run="",
+        shapes=params.shapes(model := build_model(study), trainable=False),
+        weights=params.vector_of(model, trainable=False),
+        validation={},
+    )
+    own, central = Judges(study, federation).of(tmp_path)
+    assert len(pool_of(study, site, "validation")) and not own["site-0"].predictions and not central.metrics
+
+
+def test_a_file_that_holds_a_part_of_the_model_is_refused(tmp_path: Path) -> None:
+    model = build_model(tiny_study())
+    part = {name: p.detach() for name, p in model.named_parameters() if name in backbone_names(model)}
+    save_file(part, tmp_path / "model.safetensors")
+    with pytest.raises(StudyError, match="not the whole model"):
+        load_model(tiny_study(), tmp_path)
 
 
 def test_together_is_all_images_at_once(folder: Path) -> None:
