@@ -1,0 +1,122 @@
+"""Drawn patients packed into batches of one fixed number of images, so that shapes say nothing about patients."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from client.dp.patients import Patients
+from client.dp.sampler import Drawn, choose
+from common.tasks.batch import Batch
+
+Augment = Callable[[Batch, np.random.Generator], Batch]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Views:
+    """One drawn patient's images (k of them, all in one batch), and the weight of his clipped gradient."""
+
+    batch: Batch
+    weight: float
+    seed: int  # secret: of what is random within the model
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Microbatch:
+    """A batch whose images are those of whole patients, one after the other, then blanks.
+
+    `segments` are the patients' places in the batch; `view_weights` [slots] are 1 / k for each of a patient's k images
+    and 0 for a blank, so that a patient's loss is the mean over his images.
+    """
+
+    batch: Batch
+    segments: tuple[slice, ...]
+    view_weights: Tensor
+    weights: tuple[float, ...]  # of the clipped gradients, one for each patient
+    seeds: tuple[int, ...]
+
+
+def views(
+    patients: Patients, drawn: Drawn, *, images_per_patient: int, augmentations: int, augment: Augment | None
+) -> Views | None:
+    """The patient's images for this step: at most `images_per_patient`, each `augmentations` times, changed at random.
+
+    None where his images can't be had, or are of another shape than the blank: he is a blank then, never an error that
+    would say that he is here.
+    """
+    try:
+        chosen = choose(drawn, images=patients.images(drawn.position), most=images_per_patient)
+        batch = patients.batch(drawn.position, np.tile(chosen, augmentations))
+        if augment is not None:
+            batch = augment(batch, drawn.generator("augmentation"))
+    except Exception:  # whatever goes wrong with one patient's data must not show
+        return None
+    blank, count = patients.blank, len(batch.images)
+    like = batch.images.shape[1:] == blank.images.shape[1:] and batch.images.dtype == blank.images.dtype
+    if not (like and 0 < count <= images_per_patient * augmentations):
+        return None
+    weight, seed = float(patients.weights[drawn.position]), drawn.number("model")
+    return Views(batch=batch, weight=weight, seed=seed)
+
+
+def pack(found: Iterable[Views], *, slots: int, blank: Batch) -> Iterator[Microbatch]:
+    """Micro-batches of `slots` images, no patient in two of them, filled up with blanks.
+
+    Guarantees: at least one micro-batch, of blanks where there is no patient; all have one shape.
+    Raises ValueError for a patient with more images than slots.
+    """
+    waiting: list[Views] = []
+    used, packed = 0, False
+    for one in found:
+        count = len(one.batch.images)
+        if count > slots:
+            raise ValueError(f"{slots} slots for a patient with {count} images: at least images x augmentations")
+        if used + count > slots:
+            yield _filled(waiting, slots=slots, blank=blank)
+            waiting, used, packed = [], 0, True
+        waiting.append(one)
+        used += count
+    if waiting or not packed:
+        yield _filled(waiting, slots=slots, blank=blank)
+
+
+def _filled(found: Sequence[Views], *, slots: int, blank: Batch) -> Microbatch:
+    counts = [len(one.batch.images) for one in found]
+    ends = np.cumsum([0, *counts]).tolist()
+    view_weights = torch.zeros(slots)
+    segments = tuple(slice(start, end) for start, end in pairwise(ends))
+    for segment, count in zip(segments, counts, strict=True):
+        view_weights[segment] = 1 / count
+    return Microbatch(
+        batch=join([one.batch for one in found] + [blank] * (slots - ends[-1])),
+        segments=segments,
+        view_weights=view_weights,
+        weights=tuple(one.weight for one in found),
+        seeds=tuple(one.seed for one in found),
+    )
+
+
+def join(batches: Sequence[Batch]) -> Batch:
+    """Batches of one kind behind each other."""
+    labels = [batch.labels for batch in batches if batch.labels is not None]
+    masks = [batch.masks for batch in batches if batch.masks is not None]
+    objects = [batch.objects for batch in batches if batch.objects is not None]
+    return Batch(
+        images=torch.cat([batch.images for batch in batches]),
+        labels=torch.cat(labels) if labels else None,
+        masks=torch.cat(masks) if masks else None,
+        objects=tuple(one for several in objects for one in several) if objects else None,
+    )
+
+
+def part(batch: Batch, where: slice) -> Batch:
+    """Some of a batch's images."""
+    return Batch(
+        images=batch.images[where],
+        labels=None if batch.labels is None else batch.labels[where],
+        masks=None if batch.masks is None else batch.masks[where],
+        objects=None if batch.objects is None else batch.objects[where],
+    )

@@ -1,0 +1,1 @@
+"""The one door of the `cryptography` library: key streams, and what secure aggregation needs."""

@@ -1,0 +1,144 @@
+"""Faults planted into clip, noise, sampler and gradients: each must be noticed by a test of its own room."""
+
+import pytest
+from mutants import survives
+
+CLIP, NOISE = ("tests/common/test_clip.py",), ("tests/common/test_noise.py",)
+SAMPLER, STEP = ("tests/client/test_dp_sampler.py",), ("tests/client/test_dp_step.py",)
+GRADIENTS, SELFTEST = ("tests/client/test_dp_gradients.py",), ("tests/client/test_dp_selftest.py",)
+STREAM = ("tests/common/test_stream.py",)
+
+FAULTS = {
+    "no clip": ("common/clip.py", "np.minimum(1.0, np.divide(", "np.maximum(1.0, 0 * np.divide(", CLIP),
+    "no slack": (
+        "common/clip.py",
+        "np.asarray(bounds.clip_norms) * (1 - SLACK)",
+        "np.asarray(bounds.clip_norms)",
+        CLIP,
+    ),
+    "weight before the clip": ("common/clip.py", "scale * weights[:, None]", "np.minimum(1, scale)", CLIP),
+    "not a number passes": ("common/clip.py", "np.isfinite(norms)", "np.ones_like(norms, bool)", CLIP),
+    "sensitivity of one group": ("common/clip.py", "math.hypot(*self.clip_norms)", "max(self.clip_norms)", CLIP),
+    "rounded down": ("common/clip.py", "np.rint(total / bounds.grid)", "np.floor(total / bounds.grid)", CLIP),
+    "no noise added": ("common/clip.py", "(exact.steps + noise)", "(exact.steps + 0 * noise)", CLIP),
+    "noise added as floats": (
+        "common/clip.py",
+        "((exact.steps + noise) * (exact.bounds.grid / divisor)).astype(np.float32)",
+        "(exact.steps * (exact.bounds.grid / divisor)).astype(np.float32)"
+        " + (noise * (exact.bounds.grid / divisor)).astype(np.float32)",
+        CLIP,
+    ),
+    "noise of half the size": ("common/noise.py", ".mul_(standard_deviation)", ".mul_(standard_deviation / 2)", NOISE),
+    "noise one percent short": (
+        "common/noise.py",
+        ".mul_(standard_deviation)",
+        ".mul_(standard_deviation * 0.99)",
+        NOISE,
+    ),
+    "half a turn": ("common/noise.py", "mul_(2 * math.pi)", "mul_(math.pi)", NOISE),
+    "logarithm of zero": ("common/noise.py", "(1 - numbers[:pairs])", "(numbers[:pairs] * 1)", NOISE),
+    "each chunk the same": ("common/noise.py", "start=start))", "start=0))", NOISE),
+    "32 bits of uniform": ("common/noise.py", "(of >> np.uint64(11))", "(of >> np.uint64(32) << np.uint64(21))", NOISE),
+    "key from a seed": ("common/noise.py", "os.urandom(KEY_BYTES)", "bytes(KEY_BYTES)", NOISE),
+    "big-endian words": ("common/crypto/stream.py", '"<u8"', '">u8"', STREAM),
+    "sampled without chance": (
+        "client/dp/sampler.py",
+        "uniform(bits[:count]) < sample_rate * shares",
+        "np.arange(count) < round(count * sample_rate)",
+        SAMPLER,
+    ),
+    "shares forgotten": ("client/dp/sampler.py", "< sample_rate * shares", "< sample_rate", SAMPLER),
+    "keys by order of drawing": (
+        "client/dp/sampler.py",
+        "keys[position].tobytes()) for position in chosen)",
+        "keys[place].tobytes()) for place, position in enumerate(chosen))",
+        SAMPLER,
+    ),
+    "always the first images": (
+        "client/dp/sampler.py",
+        ".permutation(images)[:most]",
+        ".permutation(most)[:images]",
+        SAMPLER,
+    ),
+    "all images of a patient": ("client/dp/sampler.py", "permutation(images)[:most]", "permutation(images)", STEP),
+    "sum in the place of the mean": (
+        "client/dp/microbatch.py",
+        "view_weights[segment] = 1 / count",
+        "view_weights[segment] = 1",
+        SAMPLER,
+    ),
+    "no blank for an empty draw": ("client/dp/microbatch.py", "if waiting or not packed:", "if waiting:", SAMPLER),
+    "last micro-batch not filled": ("client/dp/microbatch.py", "[blank] * (slots - ends[-1])", "[blank] * 0", SAMPLER),
+    "one key for patients and noise": (
+        "client/dp/step.py",
+        "patients_key, noise_key = keys(), keys()",
+        "patients_key = noise_key = keys()",
+        STEP,
+    ),
+    "noise once per order": (
+        "client/dp/step.py",
+        "noised_gradient(exact, plan, key=noise_key), before",
+        "noised_gradient(exact, plan, key=bytes(32)), before",
+        STEP,
+    ),
+    "divided by those drawn": (
+        "client/dp/step.py",
+        "return self.sample_rate * self.nominal_patients",
+        "return self.nominal_patients",
+        STEP,
+    ),
+    "noise of the clip norm squared": (
+        "client/dp/step.py",
+        "return self.noise_multiplier * clip.GRID_STEPS",
+        "return self.noise_multiplier * clip.GRID_STEPS * self.bounds.sensitivity",
+        STEP,
+    ),
+    "an error stops the step": (
+        "client/dp/step.py",
+        "    except Exception:\n",
+        "    except KeyboardInterrupt:\n",
+        STEP,
+    ),
+    "clipped per image": (
+        "client/dp/layers.py",
+        "tape = micro.batch.images.device, Tape(micro.segments, len(micro.view_weights))",
+        "tape = micro.batch.images.device, Tape(\n"
+        "        [slice(i, i + 1) for i in range(len(micro.segments))], len(micro.view_weights))",
+        GRADIENTS,
+    ),
+    "norm without the bias": (
+        "client/dp/layers.py",
+        "squares[:, group] += _squares(tape, parameter)",
+        "squares[:, group] += _squares(tape, parameter) * (parameter.dim() > 1)",
+        GRADIENTS,
+    ),
+    "second call of a layer forgotten": (
+        "client/dp/layers.py",
+        "self.each[parameter] + flat if parameter in self.each else flat",
+        "flat",
+        GRADIENTS,
+    ),
+    "zero times infinity": ("client/dp/layers.py", "each, scale = each[used], scale[used]", "pass", GRADIENTS),
+    "infinite rows kept": ("client/dp/layers.py", "torch.where(shown, inputs, 0)", "inputs", GRADIENTS),
+    "norm of images in the place of patients": (
+        "client/dp/layers.py",
+        "((a @ a.t()) * (b @ b.t())).sum()",
+        "((a @ a.t()) * (b @ b.t())).diagonal().sum()",
+        GRADIENTS,
+    ),
+    "reduced precision": ("client/dp/gradients.py", 'torch.set_float32_matmul_precision("highest")', "pass", GRADIENTS),
+    "padding modes pass": ("client/dp/step.py", '!= "zeros"', '== "none"', GRADIENTS),
+    "self-test passes all": (
+        "client/dp/selftest.py",
+        "                if not _close(own, contributions[i]):",
+        "                if False:",
+        SELFTEST,
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_noticed(fault: str) -> None:
+    file, old, new, tests = FAULTS[fault]
+    assert not survives(file, old, new, tests)
