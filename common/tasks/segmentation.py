@@ -77,7 +77,7 @@ class Segmentation:
             return self._losses(logits, batch.masks), list(torch.sigmoid(logits).cpu().numpy())
 
     def sums_layout(self) -> dict[str, tuple[int, ...]]:
-        """By class: sums of Dice and IoU over the images that count, how many, and megapixels common, predicted, true."""
+        """By class: sums of Dice and IoU over the images that count, their number, and megapixels of each kind."""
         return {name: (len(self.classes),) for name in ("dice", "iou", "support", "common", "predicted", "true")}
 
     def image_sums(self, prediction: NDArray[np.bool_], truth: NDArray[np.uint8]) -> Sums:
