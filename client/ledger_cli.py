@@ -1,0 +1,113 @@
+"""`python -m client ledger`: look at the privacy ledger, verify, back up and move it."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from client import chain, ledger_copy
+from client.chain_lines import Contents, anchor_from
+from client.ledger import FOLDER, NAME, state_of
+from client.ledger_records import UNIT, LedgerError
+from client.ledger_state import State
+from client.site import open_site
+
+app = typer.Typer(
+    help="The site's privacy ledger: what was spent on its patients, and what is left.", no_args_is_help=True
+)
+
+SiteArgument = Annotated[Path, typer.Argument(help="The site's folder.", metavar="SITE")]
+AnchorOption = Annotated[
+    str | None, typer.Option("--anchor", help="What somebody remembers of this ledger, as `show` prints it.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="One line of JSON on standard output.")]
+
+
+@app.command()
+def show(site: SiteArgument, as_json: JsonOption = False) -> None:
+    """What each pool has spent and has left, and an anchor to write down. The client may be running."""
+    contents, state = _read(site)
+    values = _plain(contents, state)
+    if as_json:
+        print(json.dumps(values))
+        return
+    console = Console()
+    console.print(state.statement, soft_wrap=True, highlight=False, markup=False)
+    table = Table(title=f"Shares of the lifetime limit (Renyi order {state.genesis.order:g})", title_justify="left")
+    for column in ("pool", "spent", "set aside for open studies", "left"):
+        table.add_column(column, justify="left" if column == "pool" else "right")
+    for name, pool in values["pools"].items():
+        table.add_row(name, *(f"{pool[key]:.2%}" for key in ("spent", "allocated", "left")))
+    console.print(table)
+    if state.moved:
+        console.print("Closed: it was moved to another machine.")
+    console.print(f"Write down: {values['anchor']}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def verify(site: SiteArgument, anchor: AnchorOption = None) -> None:
+    """Read every record; exit code 1 where one was edited, is missing, or the anchor is not among them."""
+    contents, _ = _read(site)
+    if anchor is not None and not contents.contains(anchor_from(anchor)):
+        raise LedgerError(f"{site}: the ledger does not contain record {anchor}: it is an older copy, or another's")
+    torn = "; behind them a torn line, which the client mends when it starts" if contents.tail else ""
+    print(f"ok: {len(contents.entries)} records, the last is {contents.entries[-1].anchor}{torn}")
+
+
+@app.command()
+def backup(site: SiteArgument, file: Annotated[Path, typer.Argument(help="New file.", metavar="FILE")]) -> None:
+    """Write a copy; it goes with the key in SITE/keys, which is not in it. The client may be running."""
+    print(f"{file}: ends with {ledger_copy.backup(site / FOLDER, file, patient_key=open_site(site).patient_key)}")
+
+
+@app.command()
+def move(site: SiteArgument, file: Annotated[Path, typer.Argument(help="New file.", metavar="FILE")]) -> None:
+    """Close this ledger for good and write the copy to restore on another machine. Stop the client first."""
+    print(f"{file}: ends with {ledger_copy.move(site / FOLDER, file, patient_key=open_site(site).patient_key)}")
+
+
+@app.command()
+def restore(
+    site: SiteArgument,
+    file: Annotated[Path, typer.Argument(help="A file that `backup` or `move` wrote.", metavar="FILE")],
+    anchor: AnchorOption = None,
+) -> None:
+    """Go on from a copy, in a site folder that holds the patient key and no ledger.
+
+    A backup needs --anchor: the newest that the server, another site, the audit log or your note remembers.
+    """
+    newest = None if anchor is None else anchor_from(anchor)
+    key = open_site(site).patient_key
+    print(f"goes on at {ledger_copy.restore(site / FOLDER, file, patient_key=key, anchor=newest)}")
+
+
+def _read(site: Path) -> tuple[Contents, State]:
+    key = open_site(site).patient_key
+    contents = chain.read(site / FOLDER, NAME)
+    return contents, state_of(contents.entries, patient_key=key)
+
+
+def _plain(contents: Contents, state: State) -> dict[str, Any]:
+    genesis, limit = state.genesis, state.genesis.limit
+    pools = {
+        pool: {
+            "spent": reserved / limit,
+            "allocated": (limit - reserved - state.available(pool)) / limit,
+            "left": state.available(pool) / limit,
+        }
+        for pool, reserved in state.reserved.items()
+    }
+    return {
+        "schema": 1,
+        "cohort": genesis.cohort,
+        "statement": state.statement,
+        "protected": not state.unprotected,
+        "limit": {"epsilon": genesis.epsilon, "delta": genesis.delta, "order": genesis.order, "value": limit / UNIT},
+        "pools": pools,
+        "moved": state.moved,
+        "records": len(contents.entries),
+        "anchor": str(contents.entries[-1].anchor),
+    }
