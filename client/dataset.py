@@ -1,6 +1,5 @@
 """A site's patients: their images and annotations from the index and the cache, split once and for all, in batches."""
 
-import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -195,14 +194,3 @@ def batches(
                 return
             yield order[start : start + size]
             done += 1
-
-
-def described(dataset: Dataset) -> str:
-    """One line for the operator: patients and images by pool, and what was left out."""
-    return json.dumps(
-        {
-            "patients": dataset.patients,
-            "images": {pool: len(images) for pool, images in dataset.pools.items()},
-            "unusable": dataset.unusable,
-        }
-    )

@@ -28,7 +28,6 @@ class VectorSum:
     def __init__(self, length: int) -> None:
         self._sum = np.zeros(length, np.int64)
         self._bound = 0.0
-        self.vectors = 0
 
     def add(self, vector: NDArray[np.float32]) -> None:
         """Add one site's vector."""
@@ -41,7 +40,6 @@ class VectorSum:
         for start in range(0, vector.size, _BLOCK):
             block = vector[start : start + _BLOCK].astype(np.float64)
             self._sum[start : start + _BLOCK] += np.rint(block * 2.0**FRACTION_BITS).astype(np.int64)
-        self.vectors += 1
 
     def total(self) -> NDArray[np.float64]:
         """The sum so far."""

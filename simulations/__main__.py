@@ -157,6 +157,8 @@ def _show(summary: dict[str, Any], headline: str, out: Path, *, as_json: bool) -
         return "–" if value is None else f"{value:.3f}"
 
     console.print(f"Federated {headline} on held-out test images: {shown(summary['final']['test'].get(headline))}")
+    for reason, number in summary["unusable"].items():
+        console.print(f"not usable: {number} images, {reason}")
     if comparison:
         console.print(f"All data in one place: {shown(comparison['pooled']['test'].get(headline))}")
         table = Table(
