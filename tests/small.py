@@ -1,5 +1,8 @@
 """Small studies and site folders that many tests build on."""
 
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,20 @@ torch.set_num_threads(1)
 
 SIDE = 20  # pixels: the smallest round number that the cnn's three valid convolutions leave something of
 KEY = bytes(range(32))
+
+
+@contextmanager
+def full_disk(limit: int) -> Iterator[None]:
+    """No file of this process can grow beyond `limit` bytes: the kernel cuts writes short as a full disk does.
+
+    Never around a whole test, as a fixture would be: where the tests' own output goes to a file, it is limited too.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def study_values() -> dict[str, Any]:

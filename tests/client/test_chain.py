@@ -4,13 +4,13 @@ import errno
 import hashlib
 import json
 import os
-import resource
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from small import full_disk
 
 from client import chain
 from client.chain import Chain
@@ -358,15 +358,11 @@ def test_a_failed_sync_is_a_refusal_and_the_record_counts(
 
 
 def test_a_full_disk_refuses_until_there_is_room(folder: Path) -> None:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
     with Chain(folder, NAME) as log:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (text(folder).stat().st_size + 100, before[1]))
-        try:
+        with full_disk(text(folder).stat().st_size + 100):
             for attempt in (lambda: log.append("more", {"n": 4}), log.verify_again, log.verify_again):
                 with pytest.raises(ChainError, match="can't be written"):
                     attempt()
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
         log.verify_again()
         log.append("more", {"n": 5})
     assert numbers(folder) == [0, 1, 2, 3, "repair", 5]

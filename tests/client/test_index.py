@@ -2,13 +2,11 @@
 
 import json
 import os
-import resource
 import sqlite3
 import stat
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from small import full_disk
 
 from client import index
 from client.__main__ import main
@@ -150,21 +149,10 @@ def test_rows_with_one_id_or_several_roots_are_an_error(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@contextmanager
-def small_files(limit: int) -> Iterator[None]:
-    """Files of this process can't grow beyond `limit` bytes, as if the disk were full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_a_full_disk_leaves_the_earlier_index(tmp_path: Path) -> None:
     index.write(tmp_path, [row(1)], [])
     many = (row(n, annotation=Annotation(label="x" * 1000)) for n in range(500))
-    with small_files(60_000), pytest.raises(DataError, match="can't be written") as caught:
+    with full_disk(60_000), pytest.raises(DataError, match="can't be written") as caught:
         index.write(tmp_path, many, [])
     assert "\n" not in str(caught.value)
     assert [r.image for r in index.read(tmp_path)] == [row(1).image]

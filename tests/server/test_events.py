@@ -1,12 +1,11 @@
 """The event log: on disk when `append` returns, whole lines only, and a summary that is a function of it."""
 
 import json
-import resource
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from small import full_disk
 
 from common.errors import RunError
 from server.events import EventLog, effective, read, summary
@@ -28,15 +27,6 @@ def a_round(number: int, auc: float | None = 0.5, **more: Any) -> dict[str, Any]
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "events.jsonl"
-
-
-@pytest.fixture
-def little_disk() -> Iterator[None]:
-    """No file may grow beyond 100 bytes: the kernel cuts writes short as a full disk does."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_what_is_appended_is_read_in_order_also_by_a_second_writer(path: Path) -> None:
@@ -106,25 +96,21 @@ def test_what_is_not_plain_json_is_refused_and_nothing_is_written(path: Path, va
     assert read(path) == [STARTED]
 
 
-def test_a_full_disk_is_an_error_of_one_line_and_the_log_can_be_opened_again(path: Path, little_disk: None) -> None:
-    log = EventLog(path)
-    log.append({"event": "a", "time": 0})
-    for attempt in ("can't be written", "closed"):
-        with pytest.raises(RunError, match=attempt) as caught:
-            log.append({"event": "long", "text": "x" * 100})
-        assert "\n" not in str(caught.value)
+def test_a_full_disk_is_an_error_of_one_line_and_the_log_can_be_opened_again(path: Path) -> None:
+    with full_disk(100):
+        log = EventLog(path)
+        log.append({"event": "a", "time": 0})
+        for attempt in ("can't be written", "closed"):
+            with pytest.raises(RunError, match=attempt) as caught:
+                log.append({"event": "long", "text": "x" * 100})
+            assert "\n" not in str(caught.value)
     assert path.stat().st_size == 100  # torn
     assert read(path) == [{"event": "a", "time": 0}]
 
 
 def test_after_a_full_disk_the_log_goes_on_when_there_is_room(path: Path) -> None:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50, before[1]))
-    try:
-        with EventLog(path) as log, pytest.raises(RunError):
-            log.append({"event": "long", "text": "x" * 100})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with full_disk(50), EventLog(path) as log, pytest.raises(RunError):
+        log.append({"event": "long", "text": "x" * 100})
     with EventLog(path) as log:
         log.append({"event": "a", "time": 0})
     assert read(path) == [{"event": "a", "time": 0}]
