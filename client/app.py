@@ -10,11 +10,11 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from client import train
+from client import private, train
 from client.dataset import Dataset, index_fingerprint, open_dataset
 from client.site import Site, known_study, note_error, open_site, remember
 from common import params, wire
-from common.errors import FederationError, MessageError, Reason, StudyError
+from common.errors import FederationError, MessageError, Reason
 from common.models import build_model
 from common.randomness import seeded
 from common.study import Study, from_json
@@ -58,14 +58,7 @@ def respond(site: Site, message: Message) -> wire.Answer:
         return _answer(site, order, message)
     except Exception as error:
         note_error(site, f"round {order.round}", error)
-        return _verdict(site, order, _reason(error))
-
-
-def _reason(error: Exception) -> Reason:
-    """By whose fault: all that leaves of an error."""
-    if isinstance(error, MessageError):
-        return Reason.MALFORMED
-    return Reason.POLICY if isinstance(error, StudyError) else Reason.FAILED
+        return _verdict(site, order, error.code if isinstance(error, FederationError) else Reason.FAILED)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -84,6 +77,10 @@ def _answer(site: Site, order: wire.Order, message: Message) -> wire.Answer:
         study = from_json(order.study_json)
         if study.sha256 != order.study_hash:
             return _verdict(site, order, Reason.STUDY_CHANGED)
+        if study.privacy is None:
+            private.demand_unprotected(site, study)
+        else:
+            private.agree(site, study)
         remember(site, study)
         return _verdict(site, order, Reason.OK)
     known = known_study(site, order.study_hash)
@@ -92,12 +89,18 @@ def _answer(site: Site, order: wire.Order, message: Message) -> wire.Answer:
     model = _model(known)
     shapes = params.shapes(model, trainable=False)
     params.assign(model, wire.weights_from(message.content, order, length=params.length(shapes)))
+    if known.privacy is not None:
+        return _verdict(site, order, Reason.OK, _private(site, known, order, model))
     dataset = _dataset(site, known)
     if order.kind == "update":
         vector = train.update(model, dataset, known, site=site.name, round=order.round)
     else:
         vector = train.evaluate(model, dataset, known)
     return _verdict(site, order, Reason.OK, vector)
+
+
+def _private(site: Site, study: Study, order: wire.Order, model: nn.Module) -> wire.Vector:
+    return private.update(site, study, order, model, lambda: _dataset(site, study))
 
 
 def _model(study: Study) -> nn.Module:

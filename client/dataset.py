@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from client import cache as caches
-from client import index
+from client import index, ledger
 from client.preprocess import Geometry, normalise
 from client.records import Row
 from client.site import Site, split_position
@@ -127,9 +127,9 @@ def open_dataset(site: Site, study: Study) -> Dataset:
         rows = [row for row in rows if row.image not in undecodable]
     unusable = Counter(str(reason) for reason in undecodable.values())
     pools: dict[Pool, list[tuple[Row, Any]]] = {"train": [], "validation": [], "test": []}
-    officials = {row.official for row in rows}
+    shares = _shares(site, study, {row.official for row in rows})
     for patient in patients_of(rows):
-        pool = _pool(site, patient, study.study.split, officials)
+        pool = _pool(site, patient, shares)
         for row in patient.rows:
             truth = task.truth(row.annotation)
             if truth is None:
@@ -154,15 +154,28 @@ def patients_of(rows: Sequence[Row]) -> list[Patient]:
     return [Patient(hash=patient, rows=tuple(found)) for patient, found in grouped.items()]
 
 
-def _pool(site: Site, patient: Patient, split: tuple[float, float, float], officials: Collection[str | None]) -> Pool:
-    """Official where there is one; else by keyed hash, over the shares that the official split leaves open."""
-    for official in ("test", "validation"):  # a patient in two official parts is held out
-        if any(row.official == official for row in patient.rows):
-            return "test" if official == "test" else "validation"
-    train, validation, test = split
+def _shares(site: Site, study: Study, officials: Collection[str | None]) -> tuple[float, float, float]:
+    """Shares of train, validation and test among patients without an official pool.
+
+    Where a ledger exists they are its own, fixed for the life of the cohort: no study and no patient moves them. Else
+    they are the study's, as far as the official split leaves them open.
+    """
+    fixed = ledger.pools_of(site.folder / ledger.FOLDER, patient_key=site.patient_key)
+    if fixed is not None:
+        return fixed["train"], fixed["validation"], fixed["test"]
+    train, validation, test = study.study.split
     if any(officials):
         test = 0.0  # the official test images are elsewhere
         validation = 0.0 if "validation" in officials else validation
+    return train, validation, test
+
+
+def _pool(site: Site, patient: Patient, shares: tuple[float, float, float]) -> Pool:
+    """Official where there is one; else by keyed hash."""
+    for official in ("test", "validation"):  # a patient in two official parts is held out
+        if any(row.official == official for row in patient.rows):
+            return "test" if official == "test" else "validation"
+    train, validation, test = shares
     position = split_position(site, patient.hash) * (train + validation + test)
     if position < train:
         return "train"

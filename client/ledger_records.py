@@ -23,13 +23,11 @@ Json = dict[str, Any]
 class LedgerError(FederationError):
     """The ledger refuses: what was asked breaks a rule, or ledger, patient key and anchors don't belong together."""
 
-    reason = Reason.FAILED
-
 
 class BudgetError(LedgerError):
     """The ledger refuses because the privacy budget does not suffice."""
 
-    reason = Reason.BUDGET
+    code = Reason.BUDGET
 
 
 class _Record(BaseModel):

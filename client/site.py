@@ -13,6 +13,7 @@ from common.errors import DataError, StudyError
 from common.study import Study, from_json
 
 _ALLOWED = set("abcdefghijklmnopqrstuvwxyz0123456789-")
+_KEYS = ("name", "nominal_patients", "paths.anchor", "paths.cache", "policy.unprotected")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,9 @@ class Site:
     name: str
     cache: Path
     patient_key: bytes  # 32 bytes; turns patient identifiers into hashes and decides the split; never leaves the site
+    nominal_patients: int | None = None  # declared from what may be known anyway, one significant digit; public
+    anchor: Path | None = None  # where, on another disk, the ledger's newest head is kept
+    unprotected: bool = False  # whether studies without differential privacy may use patients who have a ledger
 
 
 def open_site(folder: Path) -> Site:
@@ -37,31 +41,48 @@ def open_site(folder: Path) -> Site:
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{folder / 'site.toml'}: not valid TOML: {error}") from error
-    name, paths = values.get("name"), values.get("paths", {})
-    if not isinstance(paths, dict):
-        raise DataError(f'{folder / "site.toml"}: paths = {paths!r}; write a table: [paths], then cache = "cache"')
-    unknown = sorted({*values, *(f"paths.{key}" for key in paths)} - {"name", "paths", "paths.cache"})
-    if unknown:
-        raise DataError(f"{folder / 'site.toml'}: unknown key {unknown[0]}; known: name, paths.cache")
+    name, paths, policy = values.get("name"), values.get("paths", {}), values.get("policy", {})
+    tables = {"paths": paths, "policy": policy}
+    for part, table in tables.items():
+        if not isinstance(table, dict):
+            raise DataError(f"{folder / 'site.toml'}: {part} = {table!r}; write a table: [{part}], then its keys")
+    found = {*values, *(f"{part}.{inner}" for part in tables for inner in tables[part])} - tables.keys()
+    if unknown := sorted(found - set(_KEYS)):
+        raise DataError(f"{folder / 'site.toml'}: unknown key {unknown[0]}; known: {', '.join(_KEYS)}")
     if not isinstance(name, str) or not 1 <= len(name) <= 32 or not set(name) <= _ALLOWED:
         raise DataError(f"{folder / 'site.toml'}: name = {name!r}; a site name is 1 to 32 of a-z, 0-9 and -")
-    cache = paths.get("cache", "cache")
-    if not isinstance(cache, str):
-        raise DataError(
-            f"{folder / 'site.toml'}: paths.cache = {cache!r}; give a folder, relative to the site's or absolute"
-        )
+    cache, anchor = paths.get("cache", "cache"), paths.get("anchor")
+    for part, path in (("cache", cache), ("anchor", anchor or "")):
+        if not isinstance(path, str):
+            raise DataError(
+                f"{folder / 'site.toml'}: paths.{part} = {path!r}; give a path, relative to the site's or absolute"
+            )
+    nominal, unprotected = values.get("nominal_patients"), policy.get("unprotected", False)
+    if nominal is not None and (type(nominal) is not int or not 1 <= nominal <= 10**9):
+        raise DataError(f"{folder / 'site.toml'}: nominal_patients = {nominal!r}; a whole number from 1 to 1000000000")
+    if type(unprotected) is not bool:
+        raise DataError(f"{folder / 'site.toml'}: policy.unprotected = {unprotected!r}; true or false")
     if len(key) != 32:
         raise DataError(
             f"{folder / 'keys' / 'patient.key'}: {len(key)} bytes instead of 32; restore it from your backup"
         )
-    return Site(folder=folder, name=name, cache=(folder / cache).resolve(), patient_key=key)
+    return Site(
+        folder=folder,
+        name=name,
+        cache=(folder / cache).resolve(),
+        patient_key=key,
+        nominal_patients=nominal,
+        anchor=(folder / anchor).resolve() if anchor else None,
+        unprotected=unprotected,
+    )
 
 
-def site_toml(name: str, *, cache: str = "cache") -> str:
+def site_toml(name: str, *, cache: str = "cache", nominal_patients: int | None = None) -> str:
     """The text of a new site.toml. Raises DataError for a name that isn't one."""
     if not 1 <= len(name) <= 32 or not set(name) <= _ALLOWED:
         raise DataError(f"site name {name!r}: use 1 to 32 of a-z, 0-9 and -")
-    return f'name = "{name}"\n\n[paths]\ncache = "{cache}"\n'
+    declared = "" if nominal_patients is None else f"nominal_patients = {nominal_patients}\n"
+    return f'name = "{name}"\n{declared}\n[paths]\ncache = "{cache}"\n'
 
 
 def split_position(site: Site, patient: str) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from client.augment import augment
 from client.dataset import Dataset, Images, batches
@@ -18,7 +18,6 @@ from common.layout import POOLS, layout_of, metric_shapes
 from common.randomness import seeded, stream
 from common.study import Study, Training
 from common.tasks import task_of
-from common.tasks.batch import Batch
 
 EVALUATION_BATCH = 64  # images at most, and fewer of large ones: has no influence on results
 EVALUATION_PIXELS = 2**21
@@ -73,6 +72,8 @@ def _weight(dataset: Dataset, study: Study) -> float:
             return float(dataset.patients["train"])
         case "equal":
             return 1.0
+        case "nominal":
+            raise ValueError("a study under [privacy] is trained by client.private")
 
 
 def local_train(model: nn.Module, images: Images, study: Study, *, site: str, round: int) -> int:
@@ -87,6 +88,8 @@ def local_train(model: nn.Module, images: Images, study: Study, *, site: str, ro
     optimizer = make_optimizer(trained, training, rate=learning_rate(training, round=round, rounds=study.study.rounds))
     shuffle = stream(study.study.seed, "shuffle", site=site, round=round)
     motion = stream(study.study.seed, "augmentation", site=site, round=round)
+    if training.batch_size is None:
+        raise ValueError("a study under [privacy] is trained by client.private")
     order = batches(
         images,
         size=training.batch_size,
@@ -103,7 +106,7 @@ def local_train(model: nn.Module, images: Images, study: Study, *, site: str, ro
             if training.augmentation == "standard":
                 batch = augment(batch, rng=motion)
             with precision(where):
-                losses = task.losses(model, on(batch, where))
+                losses = task.losses(model, batch.to(where))
             if training.class_balance == "weighted":
                 losses = losses * torch.from_numpy(images.balance[positions]).to(losses)
             optimizer.zero_grad(set_to_none=True)
@@ -136,17 +139,6 @@ def make_optimizer(trained: list[nn.Parameter], training: Training, *, rate: flo
             return torch.optim.Adam(trained, lr=rate, weight_decay=decay)
         case "adamw":
             return torch.optim.AdamW(trained, lr=rate, weight_decay=decay)
-
-
-def on(batch: Batch, where: torch.device) -> Batch:
-    """The batch with its tensors on a device."""
-
-    def moved(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.to(where)
-
-    return Batch(
-        images=batch.images.to(where), labels=moved(batch.labels), masks=moved(batch.masks), objects=batch.objects
-    )
 
 
 def pool_sums(model: nn.Module, dataset: Dataset, study: Study, kind: Any) -> metrics.Sums:
@@ -184,7 +176,7 @@ def predicted(
         size = evaluation_batch(study)
         for start in range(0, len(images), size):
             positions = np.arange(start, min(start + size, len(images)))
-            batch = on(images.batch(positions), where)
+            batch = images.batch(positions).to(where)
             with precision(where), seeded(study.study.seed, "evaluation"):
                 losses, raw = task.assess(model, batch)
             if not torch.isfinite(losses).all():

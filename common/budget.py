@@ -113,6 +113,15 @@ class Filter:
         return cls(**exactly(cls, values))
 
 
+def rdp_of(event: Mapping[str, Any], /, *, order: float) -> float:
+    """What an event, as JSON, costs at a Renyi order, in nats: all its steps.
+
+    Raises AccountingError when it is no event.
+    """
+    parsed = Event.from_json(event)
+    return parsed.steps * _rdp(parsed.sample_rate, parsed.noise_multiplier, order)
+
+
 @lru_cache(maxsize=1024)
 def _rdp(sample_rate: float, noise_multiplier: float, order: float) -> float:
     return sampled_gaussian_rdp(sample_rate=sample_rate, noise_multiplier=noise_multiplier, order=order)

@@ -25,11 +25,17 @@ class Reason(StrEnum):
 class FederationError(Exception):
     """Root of all errors that Fedward raises on purpose: one line that says what was wrong, where, and what would be
     right.
+
+    `code`: all that other parties learn when an order ends in it.
     """
+
+    code = Reason.FAILED
 
 
 class StudyError(FederationError):
     """The study file is wrong: the coordinator's or researcher's to mend."""
+
+    code = Reason.POLICY
 
 
 class DataError(FederationError):
@@ -38,6 +44,8 @@ class DataError(FederationError):
 
 class MessageError(FederationError):
     """A message from another party breaks the wire's rules: the sender's fault."""
+
+    code = Reason.MALFORMED
 
 
 class RunError(FederationError):

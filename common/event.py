@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self, get_args
 
-from common.errors import FederationError
+from common.errors import FederationError, Reason
 
 UNIT = "patient"
 NEIGHBOURS = "add or remove one patient"
@@ -26,6 +26,8 @@ MOST_STEPS = 1_000_000
 
 class AccountingError(FederationError):
     """A privacy event, limit or plan that can't be accounted for: out of range, too large, or of another pool."""
+
+    code = Reason.POLICY
 
 
 @dataclass(frozen=True, kw_only=True)

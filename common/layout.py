@@ -30,6 +30,7 @@ class Layout:
     An `update` carries weight x (local weights - order's weights), the weight, and validation sums of the order's
     weights.
     An `evaluate` answer carries validation and test sums alone.
+    Under `[privacy]` an update carries public weight x noised update and nothing else.
     """
 
     tensors: params.Shapes
@@ -77,6 +78,8 @@ def layout_of(study: Study, kind: Literal["update", "evaluate"]) -> Layout:
     """The layout of an answer of this kind, the same at every party that has the study. Allocates no weights."""
     with torch.device("meta"):
         tensors = params.shapes(build_model(study), trainable=True) if kind == "update" else ()
+    if study.privacy is not None:
+        return Layout(tensors=tensors, sums=())
     weight: params.Shapes = (("weight", ()),) if kind == "update" else ()
     sums = tuple((f"{pool}/{name}", shape) for pool in POOLS[kind] for name, shape in metric_shapes(study).items())
     return Layout(tensors=tensors, sums=weight + sums)

@@ -9,7 +9,7 @@ import json
 import tomllib
 import unicodedata
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import rfc8785
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -17,8 +17,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from common.errors import StudyError
 
 MODELS_OF_TASK = {
-    "classification": ("cnn", "resnet18"),
-    "segmentation": ("unet",),
+    "classification": ("cnn", "scatter", "resnet18"),
+    "segmentation": ("unet", "scatter"),
     "detection": ("retinanet", "fasterrcnn"),
 }
 
@@ -52,7 +52,9 @@ class Agreement(_Part):
     split: tuple[float, float, float] = Field((0.7, 0.1, 0.2), description="train, validation, test shares of patients")
     seed: Annotated[int, Field(ge=0, lt=2**53)] = Field(0, description="root of all repeatable randomness")
     select: Literal["last", "best", "average"] = Field(
-        "last", description="which weights are final: last round's, best on validation, or the mean over the later half"
+        "last",
+        description="which weights are final: last round's, best on validation, or the mean over the later half; under"
+        " [privacy] that mean unless said otherwise: it costs nothing and takes noise away",
     )
 
     @field_validator("classes")
@@ -73,7 +75,7 @@ class Agreement(_Part):
 class ModelPart(_Part):
     """`[model]`: the network. Keys that a model does not have are errors when they are set."""
 
-    name: Literal["cnn", "resnet18", "unet", "retinanet", "fasterrcnn"] = Field(description="architecture")
+    name: Literal["cnn", "scatter", "resnet18", "unet", "retinanet", "fasterrcnn"] = Field(description="architecture")
     image_size: tuple[Annotated[int, Field(ge=8, le=4096)], Annotated[int, Field(ge=8, le=4096)]] = Field(
         description="height, width of the model's input in pixels"
     )
@@ -127,7 +129,9 @@ class Training(_Part):
     local_steps: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
         None, description="optimiser steps; instead of local_epochs"
     )
-    batch_size: Annotated[int, Field(ge=1, le=65_536)] = Field(32, description="images per step")
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] | None = Field(
+        32, description="images per step; under [privacy] patients are drawn instead, and there is no such number"
+    )
     optimizer: Literal["sgd", "adam", "adamw"] = Field("sgd", description="local optimiser; starts afresh each round")
     learning_rate: Annotated[float, Field(gt=0, le=100)] = Field(0.01, description="local learning rate in round 1")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="sgd only")
@@ -136,7 +140,12 @@ class Training(_Part):
         "constant", description="learning rate over the rounds; cosine ends near 0"
     )
     class_balance: Literal["none", "weighted", "focal", "sampler"] = Field(
-        "none", description="per-image weights or sampling by the site's own class counts, or focal loss"
+        "none",
+        description="per-image weights or sampling by the site's own class counts, or focal loss; under [privacy] by"
+        " class_prior instead of counts",
+    )
+    class_prior: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(max_length=1000)] = Field(
+        (), description="share of each class among patients, as publicly known; for class_balance under [privacy]"
     )
     augmentation: Literal["none", "standard"] = Field(
         "none", description="standard: flips, shifts, scale, small turns, contrast"
@@ -165,7 +174,54 @@ class Aggregation(_Part):
     beta1: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="fedadam, fedyogi: first moment")
     beta2: Annotated[float, Field(ge=0, lt=1)] = Field(0.99, description="fedadam, fedyogi: second moment")
     tau: Annotated[float, Field(gt=0, le=1)] = Field(1e-3, description="fedadam, fedyogi: adaptivity")
-    weights: Literal["images", "patients", "equal"] = Field("images", description="how much a site counts in the mean")
+    weights: Literal["images", "patients", "nominal", "equal"] = Field(
+        "images",
+        description="how much a site counts in the mean: its images, its patients, or all sites the same; under"
+        " [privacy] its declared nominal_patients, as counts are private",
+    )
+
+
+class Evaluation(_Part):
+    """`[privacy.evaluation]`: which metrics may be released, and for how much. Without it none are."""
+
+    pool: Literal["validation", "test"] = Field(
+        "test", description="held-out patients, who have an account of their own"
+    )
+    epsilon: Annotated[float, Field(ge=0.01, le=50)] = Field(description="for all releases of this study together")
+    releases: Annotated[int, Field(ge=1, le=1000)] = Field(
+        1, description="1: the final model alone; each of R releases has sqrt(R) times the noise"
+    )
+    score_bins: Annotated[int, Field(ge=2, le=64)] = Field(8, description="bins of a score's logit, from -6 to 6")
+
+
+class Privacy(_Part):
+    """`[privacy]`: patient-level differential privacy of what each site sends. Without it there is none."""
+
+    unit: Literal["patient"] = Field("patient", description="who is protected: all images of one patient at one site")
+    epsilon: Annotated[float, Field(ge=0.01, le=50)] = Field(description="of each site's training pool in this study")
+    delta: Annotated[float, Field(ge=1e-10, le=0.01)] = Field(
+        description="at most 1 / (10 x nominal_patients) of every site"
+    )
+    clip_norm: Annotated[float, Field(ge=2.0**-20, le=2.0**20)] = Field(
+        1.0, description="longest gradient of one patient; longer ones are scaled down to it"
+    )
+    clip_groups: Literal["one", "layers"] = Field(
+        "one", description="clip the whole gradient, or each layer's to an equal part of the norm"
+    )
+    sample_rate: Annotated[float, Field(ge=1e-6, le=1)] = Field(
+        0.25, description="chance of each patient to take part in a step, independently"
+    )
+    spare_rounds: Annotated[int, Field(ge=0, le=100_000)] | None = Field(
+        None, description="attempts beyond `rounds` that are paid for in advance; 10 % of the rounds, at least 1"
+    )
+    images_per_patient: Annotated[int, Field(ge=1, le=1024)] = Field(
+        4, description="at most, chosen afresh each time the patient is drawn"
+    )
+    augmentations: Annotated[int, Field(ge=1, le=64)] = Field(
+        1, description="views of each image, averaged before the clip; more than 1 needs training.augmentation"
+    )
+    noise: Literal["local"] = Field("local", description="each site adds all the noise that its own promise needs")
+    evaluation: Evaluation | None = Field(None, description="[privacy.evaluation]")
 
 
 class Study(_Part):
@@ -179,6 +235,20 @@ class Study(_Part):
     preprocessing: Preprocessing = Preprocessing()
     training: Training
     aggregation: Aggregation = Aggregation()
+    privacy: Privacy | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _private_defaults(cls, values: Any) -> Any:
+        """Keys whose default is another one under `[privacy]`, where nobody has set them."""
+        if not isinstance(values, dict) or not isinstance(values.get("privacy"), dict):
+            return values
+        filled = dict(values)
+        for key, default in _PRIVATE_DEFAULTS.items():
+            part, name = key.split(".")
+            if isinstance(filled.get(part, {}), dict):
+                filled[part] = {name: default, **filled.get(part, {})}
+        return filled
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -197,10 +267,21 @@ class Study(_Part):
             raise ValueError("model.image_size: both sides must be multiples of 16 for unet")
         if model.freeze == "backbone" and not model.pretrained_sha256:
             raise ValueError("model.freeze = 'backbone' needs pretrained_sha256: random layers are not worth keeping")
+        if self.privacy is None:
+            _fits_without_privacy(self)
+        else:
+            _fits_privacy(self, self.privacy)
         return self
 
     def _owner_value(self, part: str) -> str:
         return self.training.optimizer if part == "training" else self.aggregation.algorithm
+
+    @property
+    def spare_rounds(self) -> int:
+        """Attempts beyond `rounds` that are paid for in advance."""
+        if self.privacy is None:
+            return 0
+        return max(1, -(-self.study.rounds // 10)) if self.privacy.spare_rounds is None else self.privacy.spare_rounds
 
     @property
     def canonical(self) -> str:
@@ -226,6 +307,53 @@ _OWNERS = {
     "aggregation.beta2": ("fedadam", "fedyogi"),
     "aggregation.tau": ("fedadam", "fedyogi"),
 }
+
+# What the keys mean under [privacy] unless they are set: the mean of released weights costs nothing, and how many
+# images or patients a site has is private.
+_PRIVATE_DEFAULTS = {"study.select": "average", "aggregation.weights": "nominal", "training.batch_size": None}
+
+
+def _fits_without_privacy(study: Study) -> None:
+    if study.training.batch_size is None:
+        raise ValueError("training.batch_size: needed without [privacy]")
+    if study.aggregation.weights == "nominal":
+        raise ValueError("aggregation.weights = 'nominal' is for [privacy]: use 'images', 'patients' or 'equal'")
+    if study.training.class_prior:
+        raise ValueError("training.class_prior is for [privacy]: without it sites use their own counts; remove it")
+
+
+def _fits_privacy(study: Study, privacy: Privacy) -> None:
+    """What differential privacy forbids to the rest of the study."""
+    training = study.training
+    if training.local_steps is None or training.batch_size is not None:
+        name = "local_epochs" if training.local_steps is None else "batch_size"
+        raise ValueError(
+            f"training.{name} is not allowed under [privacy]: with sample_rate each patient is drawn by chance; say how"
+            " many such draws a round has with training.local_steps"
+        )
+    if study.study.select == "best":
+        raise ValueError("study.select = 'best' asks the patients at every round: under [privacy] 'average' or 'last'")
+    if study.aggregation.weights not in ("nominal", "equal"):
+        raise ValueError(
+            f"aggregation.weights = {study.aggregation.weights!r}: under [privacy] 'nominal' or 'equal', as counts are"
+            " private"
+        )
+    if (training.class_balance in ("weighted", "sampler")) != bool(training.class_prior):
+        raise ValueError(
+            f"training.class_prior = {list(training.class_prior)} with class_balance = {training.class_balance!r}:"
+            " under [privacy] 'weighted' and 'sampler' need it, and only they, as counts of patients are private"
+        )
+    if training.class_prior and (
+        len(training.class_prior) != len(study.study.classes) or abs(sum(training.class_prior) - 1) > 1e-6
+    ):
+        raise ValueError(
+            f"training.class_prior = {list(training.class_prior)}: one share for each of {len(study.study.classes)}"
+            " classes, with sum 1"
+        )
+    if privacy.augmentations > 1 and training.augmentation == "none":
+        raise ValueError("privacy.augmentations: several views of an image need training.augmentation = 'standard'")
+    if privacy.evaluation is not None and privacy.evaluation.releases > study.study.rounds:
+        raise ValueError(f"privacy.evaluation.releases = {privacy.evaluation.releases}: at most one for each round")
 
 
 def load(path: Path, *, changes: dict[str, Any] | None = None) -> Study:
@@ -305,7 +433,9 @@ def _known(place: list[str]) -> list[str]:
     part: type[BaseModel] = Study
     for name in place:
         annotation = part.model_fields[name].annotation if name in part.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]  # also of X | None
+        parts = [kind for kind in kinds if issubclass(kind, BaseModel)]
+        if not parts:
             return []
-        part = annotation
+        part = parts[0]
     return [field.alias or name for name, field in part.model_fields.items()]

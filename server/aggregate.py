@@ -54,12 +54,12 @@ class RoundSum:
     sums: Sums
 
 
-def close(total: NDArray[np.float64], layout: Layout) -> RoundSum:
-    """Divide the weighted updates by the weights' sum. A total weight of 0 (no site had training data) leaves no
-    mean.
+def close(total: NDArray[np.float64], layout: Layout, *, public_weight: float = 0.0) -> RoundSum:
+    """Divide the weighted updates by the weights' sum: the one that the sites sent, or under `[privacy]` the public one
+    of the sites in the sum. A total weight of 0 (no site had training data) leaves no mean.
     """
     sums = layout.unpack_sums(total[layout.tensor_length :])
-    weight = float(sums.pop("weight", np.zeros(())))
+    weight = float(sums.pop("weight", np.asarray(public_weight)))
     mean = total[: layout.tensor_length] / weight if weight > 0 and layout.tensors else None
     return RoundSum(mean=mean, sums=sums)
 

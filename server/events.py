@@ -14,7 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from common import guarantee
 from common.errors import RunError
+from common.study import parse
 
 Event = dict[str, Any]
 
@@ -117,6 +119,9 @@ def effective(events: Sequence[Event]) -> list[Event]:
 def summary(events: Sequence[Event]) -> dict[str, Any]:
     """What summary.json holds of a run, from its events alone. `final` is {} until the run has come so far.
 
+    Under `[privacy]`: `final_private`, the released metrics, and `privacy`, by site, everything that has to stand
+    beside epsilon; its steps are those of the answers that the server had.
+
     Raises RunError without a `started` event.
     """
     counted = effective(events)
@@ -125,13 +130,26 @@ def summary(events: Sequence[Event]) -> dict[str, Any]:
     started = counted[0]
     keys = ("round", "participants", "absent", "metrics", "bytes_up", "bytes_down", "seconds")
     finals = [{key: e[key] for key in ("val", "test") if key in e} for e in counted if e["event"] == "final"]
-    return {
+    released = [e["private"] for e in counted if e["event"] == "final" and "private" in e]
+    found = {
         "schema": 1,
         "study": {"name": started["study"]["study"]["name"], "hash": started["study_hash"]},
         "backend": started["backend"],
         "rounds": [{key: event[key] for key in keys} for event in counted if event["event"] == "round"],
         "final": finals[-1] if finals else {},
     }
+    if started["study"].get("privacy") is not None:
+        study = parse(started["study"], where="events.jsonl")
+        found["final_private"] = released[-1] if released else {}
+        found["privacy"] = {
+            site: guarantee.statement(
+                study,
+                nominal_patients=nominal,
+                rounds_charged=sum(site in round["participants"] for round in found["rounds"]),
+            )
+            for site, nominal in sorted(started["nominal_patients"].items())
+        }
+    return found
 
 
 def _torn(descriptor: int) -> bool:

@@ -2,8 +2,8 @@
 
 import secrets
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common import params, wire
-from common.errors import MessageError, Reason, RunError
+from common import guarantee, params, wire
+from common.errors import MessageError, Reason, RunError, StudyError
 from common.layout import Layout, layout_of
 from common.models import build_model, load_pretrained
 from common.randomness import seeded
@@ -33,6 +33,7 @@ class Options:
     out: Path
     backend: str
     roster: frozenset[str]  # the sites that belong to the federation
+    nominal: Mapping[str, int] = field(default_factory=dict)  # their declared patients; under [privacy] all of them
     pretrained: dict[str, Tensor] | None = None
     resume: bool = False
     watch: Watch = lambda _event: None  # is shown every event as it is logged
@@ -61,11 +62,20 @@ def run(exchange: Exchange, study: Study, options: Options) -> None:
     _Run(exchange, study, options).all_rounds()
 
 
+def _check_nominal(study: Study, options: Options) -> None:
+    """Raises StudyError or AccountingError where the study doesn't fit what the sites have declared."""
+    if missing := sorted(options.roster - options.nominal.keys()):
+        raise StudyError(f"site {missing[0]} has declared no nominal_patients: needed under [privacy]")
+    guarantee.check_nominal(study, options.nominal)
+
+
 class _Run:
     """State of one run that several steps share: which node is which site, the weights, the log."""
 
     def __init__(self, exchange: Exchange, study: Study, options: Options) -> None:
         self._sites, self._study, self._options = exchange, study, options
+        if study.privacy is not None:
+            _check_nominal(study, options)
         self._task = task_of(study)
         with seeded(study.study.seed, "initialisation"):
             self._model = build_model(study)
@@ -114,6 +124,7 @@ class _Run:
                     "study_hash": study.sha256,
                     "backend": self._options.backend,
                     "sites": sorted(self._options.roster),
+                    "nominal_patients": dict(self._options.nominal),
                 }
             )
         else:
@@ -129,7 +140,8 @@ class _Run:
         """Rounds until the study's number is reached, then the last evaluation and the model."""
         for number in range(self._saved.round + 1, self._study.study.rounds + 1):
             done = self._attempts(number, "update")
-            closed = aggregate.close(done.total.total(), self._layouts["update"])
+            weight = self._public_weight(done.round.participants)
+            closed = aggregate.close(done.total.total(), self._layouts["update"], public_weight=weight)
             metrics = self._metrics(closed.sums)
             self._close(number, closed.mean, metrics.get("validation", {}))
             self._record(
@@ -153,21 +165,39 @@ class _Run:
         select, kept = self._study.study.select, self._saved.kept
         if select == "average" and kept.size:
             self._saved = replace(self._saved, weights=kept)
+        if self._study.privacy is not None:
+            self._finish_privately()
+            return
         final = self._evaluate()
         score, best = final["validation"].get(self._task.headline), self._saved.kept_score
         if select == "best" and best is not None and (score is None or best > score):
             self._saved = replace(self._saved, weights=kept)
             final = self._evaluate()
+        self._save_model(final["validation"])
+        self._record({"event": "final", "val": final["validation"], "test": final["test"]})
+        self._record({"event": "finished"})
+
+    def _finish_privately(self) -> None:
+        """The model, and of its metrics what the study releases, if anything."""
+        self._save_model({})
+        self._record({"event": "final"})
+        self._record({"event": "finished"})
+
+    def _save_model(self, validation: dict[str, Any]) -> None:
         model_card.save_model(
             self._options.out,
             self._study,
             run=self._saved.run,
             shapes=self._shapes,
             weights=self._saved.weights,
-            validation=final["validation"],
+            validation=validation,
         )
-        self._record({"event": "final", "val": final["validation"], "test": final["test"]})
-        self._record({"event": "finished"})
+
+    def _public_weight(self, participants: Iterable[str]) -> float:
+        """Under `[privacy]`, the sum of these sites' public weights."""
+        if self._study.privacy is None:
+            return 0.0
+        return sum(guarantee.site_weight(self._study, self._options.nominal[site]) for site in participants)
 
     def _evaluate(self) -> dict[str, dict[str, Any]]:
         done = self._attempts(self._study.study.rounds + 1, "evaluate")

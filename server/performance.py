@@ -96,8 +96,10 @@ def _clinical(point: Mapping[str, Any], per_class: Mapping[str, Any]) -> str:
     return text
 
 
-def curves(summary: Mapping[str, Any], study: Mapping[str, Any]) -> Section:
-    """The headline metric and the loss on validation patients, round by round."""
+def curves(summary: Mapping[str, Any], study: Mapping[str, Any]) -> list[Section]:
+    """The headline metric and the loss on validation patients, round by round; nothing where none were seen, as in a
+    deployment under `[privacy]`.
+    """
     key = HEADLINES[study["study"]["task"]]
     best = study["study"]["select"] == "best"
     figures = tuple(
@@ -107,12 +109,14 @@ def curves(summary: Mapping[str, Any], study: Mapping[str, Any]) -> Section:
             caption=f"{NAMES[name]} on validation patients after each round: {better}.",
         )
         for name, better in ((key, "higher is better"), ("loss", "lower is better"))
+        if study.get("privacy") is None or any(value == value for value in _values(summary, name)[1])
     )
-    return Section(
-        title="Round by round",
-        lead="How the shared model improved. Round 0 is the model before any training; a gap is a round without any.",
-        blocks=figures,
-    )
+    if not figures:
+        return []
+    lead = "How the shared model improved. Round 0 is the model before any training; a gap is a round without any."
+    if any(r["metrics"].get("source") == "simulation" for r in summary["rounds"]):
+        lead += " Visible in a simulation only: under differential privacy no site says how well it goes."
+    return [Section(title="Round by round", lead=lead, blocks=figures)]
 
 
 def _values(summary: Mapping[str, Any], name: str) -> tuple[list[int], list[float]]:

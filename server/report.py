@@ -11,7 +11,7 @@ from typing import Any
 from common import page
 from common.errors import RunError
 from common.page import Note, Numbers, Section, Table, Text
-from server import participation, performance
+from server import participation, performance, protection
 from server.checkpoint import write_atomically
 from server.events import Event, effective, read
 from server.events import summary as summary_of
@@ -20,12 +20,18 @@ from server.performance import HEADLINES, MEANING, NAMES
 _PURPOSE = {"classification": "tell apart", "segmentation": "outline", "detection": "find and box"}
 _MODELS = {
     "cnn": "small convolutional network (cnn)",
+    "scatter": "linear model on fixed scattering features",
     "resnet18": "ResNet-18",
     "unet": "U-Net",
     "retinanet": "RetinaNet",
     "fasterrcnn": "Faster R-CNN",
 }
-_WEIGHTS = {"images": "its number of training images", "patients": "its number of training patients", "equal": "one"}
+_WEIGHTS = {
+    "images": "its number of training images",
+    "patients": "its number of training patients",
+    "nominal": "the number of patients that it has declared",
+    "equal": "one",
+}
 _SELECT = {
     "last": "the last round's",
     "best": "the round's that did best on validation patients",
@@ -66,10 +72,11 @@ def sections(summary: Mapping[str, Any], events: Sequence[Event]) -> list[Sectio
         _result(summary, study, counted),
         _study(study, counted),
         *performance.classes(summary, study),
-        performance.curves(summary, study),
+        *performance.curves(summary, study),
+        *protection.sections(summary),
         participation.section(summary, counted, _sites(counted)),
         _traffic(summary, counted),
-        _limits(counted[0]["backend"]),
+        _limits(counted[0]["backend"], private=study.get("privacy") is not None),
     ]
 
 
@@ -126,13 +133,16 @@ def _study(study: Mapping[str, Any], counted: Sequence[Event]) -> Section:
         length = f"{page.counted(training['local_epochs'], 'pass', 'passes')} over its images"
     colours = "grey" if model["channels"] == 1 else "colour"
     shares = "{:.0%} training, {:.0%} validation, {:.0%} test".format(*agreement["split"])
+    shares += "; where the data bring a test set, that one instead"
+    if study.get("privacy") is not None:
+        shares = "training, validation and test as each site's privacy ledger has fixed for good"
     quorum = page.counted(agreement["min_sites"], "site")
     start = datetime.fromtimestamp(counted[0]["time"], UTC)
     rows = (
         ("Task", f"{agreement['task']} of {page.listed(agreement['classes'], 24)}"),
         ("Model", f"{_MODELS[model['name']]} on {colours} images of {width} × {height} pixels"),
         ("Start", "a pre-trained file" if model["pretrained_sha256"] else "random weights"),
-        ("Rounds", f"{agreement['rounds']}; in each a site makes {length}, {training['batch_size']} images at a time"),
+        ("Rounds", f"{agreement['rounds']}; in each a site makes {length}, {_drawn(study)}"),
         (
             "Local training",
             f"{training['optimizer']}, learning rate {training['learning_rate']:g} ({training['schedule']})",
@@ -142,7 +152,7 @@ def _study(study: Mapping[str, Any], counted: Sequence[Event]) -> Section:
         ("Joined by", f"{aggregation['algorithm']}; a site counts by {_WEIGHTS[aggregation['weights']]}"),
         ("Final model", _SELECT[agreement["select"]]),
         ("Quorum", f"{quorum}; each may take {page.duration(agreement['round_deadline'])} in a round"),
-        ("Patients", f"{shares}; where the data bring a test set, that one instead; no patient is in two"),
+        ("Patients", f"{shares}; no patient is in two"),
         ("Sites", page.listed(_sites(counted), 40)),
         ("Backend", counted[0]["backend"]),
         ("Started", f"{start:%Y-%m-%d %H:%M} UTC"),
@@ -151,6 +161,17 @@ def _study(study: Mapping[str, Any], counted: Sequence[Event]) -> Section:
         title="What was run",
         lead="What the sites agreed on before the first round. The study's hash, at the page's end, covers all of it.",
         blocks=(Table(caption="The study in words", columns=(), rows=rows, align="ll"),),
+    )
+
+
+def _drawn(study: Mapping[str, Any]) -> str:
+    """On what a step is made."""
+    privacy = study.get("privacy")
+    if privacy is None:
+        return f"{study['training']['batch_size']} images at a time"
+    return (
+        f"each on patients drawn with probability {privacy['sample_rate']:g} and at most "
+        f"{page.counted(privacy['images_per_patient'], 'image')} of each"
     )
 
 
@@ -187,10 +208,13 @@ def _traffic(summary: Mapping[str, Any], counted: Sequence[Event]) -> Section:
     )
 
 
-def _limits(backend: str) -> Section:
+def _limits(backend: str, *, private: bool) -> Section:
     points = [
-        "No differential privacy was used. The model, and figures that rest on few images, can carry traces of single "
-        "patients: keep the model as confidential as the images that it was trained on.",
+        "Differential privacy limits what the model and the figures tell about one patient; it does not make them "
+        "anonymous in every sense of the law. Ask the hospitals' privacy officers before either is passed on."
+        if private
+        else "No differential privacy was used. The model, and figures that rest on few images, can carry traces of "
+        "single patients: keep the model as confidential as the images that it was trained on.",
         "No secure aggregation was used. The server saw each site's update in the clear, and from such an update a "
         "determined operator can learn something about the images behind it. Sites that took part trusted the server.",
         "The figures hold for patients like those of these sites. Another hospital, scanner or referral pattern can be "
@@ -202,6 +226,13 @@ def _limits(backend: str) -> Section:
     ]
     if backend in _SIMULATIONS:
         points.insert(0, "This was a simulation: one computer played all sites, and no hospital took part.")
+        if private:
+            points.insert(
+                1,
+                "The exact figures and curves were taken beside the federation, on patients that no deployment could "
+                "look at; there, only what the study releases would be seen. The sites' declared numbers of patients "
+                "are the true ones, rounded to one digit.",
+            )
     else:
         points.insert(
             0, "No image, label or patient identifier left a site; model updates and sums for the figures did."

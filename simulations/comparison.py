@@ -17,21 +17,44 @@ from simulations.training import Task
 
 
 def tasks(study: Study, federation: Federation, task: Task) -> dict[str, Task]:
-    """Training runs to compare `task`, the federation, with: "pooled", and each site's name.
+    """Training runs to compare `task`, the federation, with: "pooled", each site's name, and for a private study
+    "unprotected", the same federation without privacy.
 
     Each makes as many passes over its images as the federation's sites made over theirs; where the study counts
-    steps, a
-    site alone makes as many as in the federation, and pooled training as many as all sites together.
+    steps, a site alone makes as many as in the federation, and pooled training as many as all sites together. All are
+    without privacy: within a hospital, and where the images are shared anyway, nobody needs it.
     """
-    alone = _alone(study, steps=1)
-    pooled = _alone(study, steps=len(federation.folders))
+    images = [count.images for count in federation.counts]
+    pooled = _alone(unprotected(study, images=sum(images)), steps=len(federation.folders))
     folder = task.out / "comparison"
-    quiet = replace(task, faults=Faults(scripted={}), backend="inprocess")
+    quiet = replace(task, faults=Faults(scripted={}), backend="inprocess", nominal={})
     runs = {"pooled": replace(quiet, study=pooled.canonical, folders=(federation.pooled,), out=folder / "pooled")}
-    for site, count in zip(federation.folders, federation.counts, strict=True):
+    for site, count in zip(federation.unprotected, federation.counts, strict=True):
         if count.patients:
+            alone = _alone(unprotected(study, images=count.images), steps=1)
             runs[site.name] = replace(quiet, study=alone.canonical, folders=(site,), out=folder / f"alone-{site.name}")
+    if study.privacy is not None:
+        same = unprotected(study, images=round(sum(images) / len(images)))
+        runs[UNPROTECTED] = replace(
+            task, study=same.canonical, folders=federation.unprotected, out=folder / UNPROTECTED, nominal={}
+        )
     return {name: replace(run, name=f"{task.name} / {name}") for name, run in runs.items()}
+
+
+def unprotected(study: Study, *, images: int) -> Study:
+    """A private study without its privacy, for a site of this many images: as many steps, on batches as large as the
+    draws are on average. Another study as it is.
+    """
+    if study.privacy is None:
+        return study
+    values = study.model_dump(mode="json", by_alias=True)
+    values["privacy"] = None
+    values["training"] |= {
+        "class_prior": [],
+        "batch_size": max(1, round(study.privacy.sample_rate * study.study.split[0] * images)),
+    }
+    values["aggregation"] |= {"weights": "images" if study.aggregation.weights == "nominal" else "equal"}
+    return parse(values, where="comparison")
 
 
 def _alone(study: Study, *, steps: int) -> Study:
@@ -42,6 +65,9 @@ def _alone(study: Study, *, steps: int) -> Study:
     if study.training.local_steps is not None:
         values["training"] |= {"local_steps": steps * study.training.local_steps}
     return parse(values, where="comparison")
+
+
+UNPROTECTED = "unprotected"
 
 
 class Judges:
@@ -74,7 +100,7 @@ def compared(study: Study, judges: Judges, federated: Path, runs: Mapping[str, T
     """The `comparison` part of summary.json."""
     headline, seed = task_of(study).headline, study.study.seed
     own, _ = judges.of(federated)
-    alone = {name: judges.of(run.out) for name, run in runs.items() if name != "pooled"}
+    alone = {name: judges.of(run.out) for name, run in runs.items() if name not in ("pooled", UNPROTECTED)}
     values = [central.headline for _, central in alone.values() if central.headline is not None]
     sites: dict[str, Any] = {}
     for site, judged in own.items():
@@ -99,4 +125,5 @@ def compared(study: Study, judges: Judges, federated: Path, runs: Mapping[str, T
         "alone": {site: {"test": central.metrics} for site, (_, central) in alone.items()},
         "alone_mean": {"test": {headline: float(np.mean(values)) if values else None}},
         "gain": {"headline": headline, "on": judges.pool, "sites": sites},
+        **({UNPROTECTED: {"test": judges.of(runs[UNPROTECTED].out)[1].metrics}} if UNPROTECTED in runs else {}),
     }

@@ -22,9 +22,9 @@ from simulations import report as simulation_report
 from simulations.comparison import Judges
 from simulations.datasets import parse_spec
 from simulations.examples import examples
-from simulations.observer import per_site
+from simulations.observer import EVERYBODY, per_site
 from simulations.partition import figure, parse_partition
-from simulations.sites import Federation, Say, prepare, summary_of
+from simulations.sites import Federation, Say, charged, prepare, summary_of
 from simulations.training import Backend, Task, Watch, execute_all
 
 
@@ -174,6 +174,7 @@ def _seed(request: Request, number: int, *, say: Say, quiet: bool) -> _Seeded:
         backend=request.backend,
         pretrained=request.pretrained,
         threads=request.threads,
+        nominal=federation.nominal,
     )
     others = comparison.tasks(study, federation, task) if request.compare else {}
     return _Seeded(study=study, federation=federation, task=task, others=others)
@@ -190,7 +191,15 @@ def _result(part: _Seeded, judges: Judges) -> dict[str, Any]:
     own = summary(read(part.task.out / "events.jsonl"))
     seen = per_site(part.task.out)
     for entry in own["rounds"]:
+        everybody = seen.get(entry["round"], {}).pop(EVERYBODY, None)
         entry["per_site"] = seen.get(entry["round"], {})
+        if everybody is not None:
+            entry["metrics"] = {"val": everybody, "source": "simulation"}
+    if part.study.privacy is not None:
+        own["privacy"] = {
+            folder.name: charged(part.study, part.federation.nominal[folder.name], folder)
+            for folder in part.federation.folders
+        }
     own["sites"] = summary_of(part.federation.counts)
     own["unusable"] = dict(part.federation.unusable)
     own["final"] = {

@@ -19,7 +19,7 @@ from server import federation
 from server.exchange import Clock, Exchange
 from simulations.faults import Faults
 from simulations.inprocess import SimulatedGrid
-from simulations.observer import Observer
+from simulations.observer import observer
 
 
 def run(study: Study, options: federation.Options, folders: Sequence[Path], faults: Faults, *, threads: int) -> None:
@@ -47,9 +47,8 @@ def run(study: Study, options: federation.Options, folders: Sequence[Path], faul
         wire.speak_as_server(run_id=context.run_id)
         try:
             clock = Clock()
-            federation.run(
-                Exchange(SimulatedGrid(grid, faults, clock, Observer(study, options.out)), clock), study, options
-            )
+            watched = SimulatedGrid(grid, faults, clock, observer(study, options.out, folders))
+            federation.run(Exchange(watched, clock), study, options)
         except BaseException as error:  # Flower would wrap it; the caller wants it as it is
             failed.append(error)
 

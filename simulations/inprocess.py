@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from server import app as server_app
 from server import federation
 from server.exchange import Clock
 from simulations.faults import Fault, Faults
-from simulations.observer import Observer
+from simulations.observer import Observe, observer
 
 
 class SimulatedClock(Clock):
@@ -95,9 +95,6 @@ class DirectGrid(Grid):
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Not used: it collects all answers before the first is looked at."""
         raise RuntimeError("orders are pushed and answers pulled, one at a time")
-
-
-Observe = Callable[[RecordDict, RecordDict], None]  # an order, and a site's answer to it
 
 
 class SimulatedGrid(Grid):
@@ -191,4 +188,4 @@ def run(study: Study, options: federation.Options, folders: Sequence[Path], faul
     wire.speak_as_server(run_id=1)
     context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={})
     app = server_app.make(study, options, clock=clock)
-    app(SimulatedGrid(DirectGrid(folders, clock), faults, clock, Observer(study, options.out)), context)
+    app(SimulatedGrid(DirectGrid(folders, clock), faults, clock, observer(study, options.out, folders)), context)

@@ -10,16 +10,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from client.train import device, make_optimizer, on, precision
-from common import params
+from client.private import slots
+from client.train import device, make_optimizer, precision
+from common import guarantee, params
+from common.accounting import noise_over_signal, plan_mu
 from common.layout import layout_of
 from common.models import build_model
 from common.randomness import seeded, stream
 from common.study import Study
 from common.tasks import task_of
 from common.tasks.batch import Batch, Objects
+from simulations.sites import lifetime
 
 _MOMENTS = {"sgd": 1, "adam": 2, "adamw": 2}  # values an optimiser keeps per trained parameter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protection:
+    """What `[privacy]` costs in learning, if all sites have `patients` and one image each.
+
+    Noise over signal of the whole run: below 0.1 all is well, above 0.5 nothing is learnt.
+    """
+
+    statement: dict[str, Any]
+    patients: int
+    mu: float
+    noise_over_signal: float
+    lifetime_epsilon: float  # the smallest that a site's ledger must have been made with, if the study is its first
+    verdict: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +63,7 @@ class Plan:
     seconds_per_step: float
     seconds: float  # one site, all rounds, training alone
     threads: int
+    privacy: Protection | None  # None without [privacy]
 
 
 def plan(study: Study, *, images: int, sites: int, threads: int) -> Plan:
@@ -53,10 +72,12 @@ def plan(study: Study, *, images: int, sites: int, threads: int) -> Plan:
     where = device()
     with seeded(study.study.seed, "initialisation"):
         model = build_model(study).to(where)
-    batch = on(_made_up(study), where)
+    batch = _made_up(study).to(where)
     activations, per_step = _measure(study, model, batch)
     training = study.training
-    per_pass = math.ceil(images / training.batch_size)
+    if study.privacy is not None:
+        per_step *= max(1.0, study.privacy.sample_rate * images * study.privacy.augmentations / len(batch.images))
+    per_pass = math.ceil(images / len(batch.images))
     steps = training.local_steps if training.local_steps is not None else (training.local_epochs or 0) * per_pass
     everything = params.length(params.shapes(model, trainable=False))
     trained = params.length(params.shapes(model, trainable=True))
@@ -80,6 +101,25 @@ def plan(study: Study, *, images: int, sites: int, threads: int) -> Plan:
         seconds_per_step=per_step,
         seconds=rounds * steps * per_step,
         threads=threads,
+        privacy=_protection(study, trained, images=images, sites=sites),
+    )
+
+
+def _protection(study: Study, trained: int, *, images: int, sites: int) -> Protection | None:
+    if study.privacy is None:
+        return None
+    event = guarantee.training_event(study)
+    mu, prior = plan_mu(event), study.training.class_prior
+    counted = len(prior) * min(prior) if prior else 1.0  # mean weight of a patient, whose class is as common as said
+    ratio = noise_over_signal(mu=mu, trained_parameters=trained, sites=sites, patients=sites * images * counted)
+    verdict = "all is well" if ratio < 0.1 else "nothing will be learnt" if ratio > 0.5 else "learning will suffer"
+    return Protection(
+        statement=guarantee.statement(study, nominal_patients=images, rounds_charged=0),
+        patients=images,
+        mu=mu,
+        noise_over_signal=ratio,
+        lifetime_epsilon=lifetime(study).epsilon,
+        verdict=verdict,
     )
 
 
@@ -91,8 +131,9 @@ def _server_moments(study: Study) -> int:
 
 def _made_up(study: Study) -> Batch:
     """A batch of the study's shape: noise, with a square in the middle as the object of the first class."""
-    model, size, rng = study.model, study.training.batch_size, stream(0, "made-up images")
+    model, rng = study.model, stream(0, "made-up images")
     height, width = model.image_size
+    size = study.training.batch_size or slots(study)
     images = torch.from_numpy(rng.standard_normal((size, model.channels, height, width), dtype=np.float32))
     match study.study.task:
         case "classification":

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from client import cache as caches
-from client import index
+from client import chain, index, ledger
 from client.records import Row
 from client.site import Site, open_site, site_toml
+from common import guarantee
+from common.budget import Filter
 from common.errors import DataError
 from common.randomness import derive, stream
 from common.study import Study
@@ -31,6 +33,8 @@ class Federation:
     """Site folders of one simulation, and what only a simulation may know about them."""
 
     folders: tuple[Path, ...]  # OUT/sites/site-0 …
+    unprotected: tuple[Path, ...]  # the same without ledgers, for what a private study is compared with
+    nominal: Mapping[str, int]  # patients that each site declares; {} without [privacy]
     pooled: Path  # a site folder with every site's rows
     central: Path | None  # a site folder with the official test images, where there is an official split
     counts: tuple[Count, ...]
@@ -71,10 +75,27 @@ def prepare(
     scanners = shifts(partition, sites=sites, seed=study.study.seed)
     shifted = {site: _shifted(source, study, site, own, scanners[site]) for site, own in assignment.items()}
     key = derive(study.study.seed, "patient key").to_bytes(32, "big")
-    folders = [write_site(folder / site, rows=own, cache=source.cache, key=key) for site, own in shifted.items()]
     everything = [row for own in shifted.values() for row in own]
+    nominal = {site: one_digit(len({row.patient for row in own})) for site, own in shifted.items()}
+
+    def written(parent: Path, declared: Mapping[str, int]) -> tuple[Path, ...]:
+        return tuple(
+            write_site(parent / site, rows=own, cache=source.cache, key=key, nominal_patients=declared.get(site))
+            for site, own in shifted.items()
+        )
+
+    if study.privacy is None:
+        folders = unprotected = written(folder, nominal := {})
+    else:
+        guarantee.check_nominal(study, nominal)
+        folders, unprotected = written(folder, nominal), written(folder / "unprotected", {})
+        shares = _shares(study, everything)
+        for site in folders:
+            protect(site, study, shares=shares)
     return Federation(
-        folders=tuple(folders),
+        folders=folders,
+        unprotected=unprotected,
+        nominal=nominal,
         pooled=write_site(folder / "pooled", rows=everything, cache=source.cache, key=key),
         central=write_site(folder / "central", rows=official, cache=source.cache, key=key) if official else None,
         counts=tuple(counts),
@@ -149,18 +170,80 @@ def _shifted(source: Site, study: Study, site: str, rows: Sequence[Row], scanner
     return changed
 
 
-def write_site(folder: Path, *, rows: Sequence[Row], cache: Path, key: bytes) -> Path:
+def write_site(
+    folder: Path, *, rows: Sequence[Row], cache: Path, key: bytes, nominal_patients: int | None = None
+) -> Path:
     """A site folder with these rows; its name is the folder's. What an earlier run left there stays, but for the
     index.
     """
-    _write_identity(folder, cache=str(cache), key=key)
+    _write_identity(folder, cache=str(cache), key=key, nominal_patients=nominal_patients)
     index.write(folder, rows, [])
     return folder
 
 
-def _write_identity(folder: Path, *, cache: str, key: bytes) -> None:
+def one_digit(number: int) -> int:
+    """Rounded to one significant digit, at least 1: what a hospital would declare."""
+    return max(1, int(float(f"{number:.0e}")))
+
+
+def protect(folder: Path, study: Study, *, shares: Mapping[str, float]) -> None:
+    """Give a simulated site a privacy ledger that is just large enough for the study, unless it has one."""
+    site = open_site(folder)
+    if ledger.exists(folder / ledger.FOLDER) or site.nominal_patients is None:
+        return
+    limits = lifetime(study)
+    ledger.create(
+        folder / ledger.FOLDER,
+        patient_key=site.patient_key,
+        pools=shares,
+        order=limits.order,
+        limit=limits.limit,
+        epsilon=limits.epsilon,
+        delta=limits.delta,
+        nominal_patients=site.nominal_patients,
+    )
+
+
+def lifetime(study: Study) -> Filter:
+    """The smallest ledger that admits the study, its epsilon with three digits: what hospitals would have to allow."""
+    delta, plans = guarantee.privacy_of(study).delta, guarantee.plans(study)
+    epsilon = max(guarantee.claim(study, event.pool)[0] for event, _ in plans)
+    while True:
+        found = Filter.of(epsilon=epsilon, delta=delta)
+        if all(found.admits([replace(event, steps=event.steps * orders)], spent=()) for event, orders in plans):
+            return found
+        epsilon = float(f"{epsilon * 1.01:.2e}") + 0.01
+
+
+def charged(study: Study, nominal_patients: int, folder: Path) -> dict[str, Any]:
+    """What stands beside epsilon for one simulated site, with the steps that its own ledger has charged."""
+    contents = chain.read(folder / ledger.FOLDER, ledger.NAME)
+    state = ledger.state_of(contents.entries, patient_key=open_site(folder).patient_key)
+    spent = [entry.body["event"] for entry in contents.entries if entry.kind == "reserve"]
+    steps = sum(event["steps"] for event in spent if event["pool"] == "train")
+    found = guarantee.statement(
+        study, nominal_patients=nominal_patients, rounds_charged=steps // (study.training.local_steps or 1)
+    )
+    genesis = state.genesis
+    left = {pool: state.available(pool) / genesis.limit for pool in genesis.pools}
+    return {**found, "ledger": {"epsilon": genesis.epsilon, "delta": genesis.delta, "left": left}}
+
+
+def _shares(study: Study, rows: Sequence[Row]) -> dict[str, float]:
+    """The pools' shares of patients: those of the official split where there is one, else the study's."""
+    train, validation, test = study.study.split
+    patients = {row.patient: row.official for row in rows}
+    if any(patients.values()):
+        held_out = sum(official == "validation" for official in patients.values()) / len(patients)
+        validation = round(held_out, 2) if held_out else validation
+        train, test = 1 - validation, 0.0
+    return {"train": train, "validation": validation, "test": test}
+
+
+def _write_identity(folder: Path, *, cache: str, key: bytes, nominal_patients: int | None = None) -> None:
     (folder / "keys").mkdir(parents=True, exist_ok=True)
-    (folder / "site.toml").write_text(site_toml(folder.name, cache=cache), encoding="utf-8")
+    text = site_toml(folder.name, cache=cache, nominal_patients=nominal_patients)
+    (folder / "site.toml").write_text(text, encoding="utf-8")
     path = folder / "keys" / "patient.key"
     path.touch(mode=0o600)
     path.write_bytes(key)

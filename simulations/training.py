@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Thread
@@ -35,6 +35,7 @@ class Task:
     backend: Backend = "inprocess"
     pretrained: Path | None = None
     threads: int = 1
+    nominal: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
@@ -53,6 +54,7 @@ def execute(task: Task, watch: Watch | None = None) -> None:
         out=task.out,
         backend=task.backend,
         roster=frozenset(folder.name for folder in task.folders),
+        nominal=task.nominal,
         pretrained=_pretrained(task.pretrained, study.model.pretrained_sha256),
         resume=(task.out / "events.jsonl").exists(),
         watch=(lambda event: watch(task.name, event)) if watch else (lambda _event: None),

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from client import index
+from client import index, ledger
 from client.site import site_toml
+from common.budget import Filter
 from common.study import Study, parse
 
 torch.set_num_threads(1)
@@ -56,6 +57,39 @@ def tiny_study(**sections: dict[str, Any]) -> Study:
     for section, changes in sections.items():
         values.setdefault(section, {}).update(changes)
     return parse(values, where="test")
+
+
+def private_values() -> dict[str, Any]:
+    """The tiny study under differential privacy: two rounds and a spare one, of one noised step each."""
+    values = study_values()
+    values["training"] = {"local_steps": 1, "learning_rate": 0.05, "momentum": 0.0}
+    values["privacy"] = {"epsilon": 8.0, "delta": 1e-5, "images_per_patient": 1}
+    return values
+
+
+def private_study(**sections: dict[str, Any]) -> Study:
+    """The tiny private study with some keys changed."""
+    values = private_values()
+    for section, changes in sections.items():
+        values.setdefault(section, {}).update(changes)
+    return parse(values, where="test")
+
+
+def protect(folder: Path, *, nominal_patients: int = 20, epsilon: float = 12.0, delta: float = 1e-5) -> Path:
+    """Give a site a privacy ledger."""
+    (folder / "site.toml").write_text(site_toml(folder.name, nominal_patients=nominal_patients), encoding="utf-8")
+    limits = Filter.of(epsilon=epsilon, delta=delta)
+    ledger.create(
+        folder / ledger.FOLDER,
+        patient_key=KEY,
+        pools={"train": 0.7, "validation": 0.1, "test": 0.2},
+        order=limits.order,
+        limit=limits.limit,
+        epsilon=epsilon,
+        delta=delta,
+        nominal_patients=nominal_patients,
+    )
+    return folder
 
 
 def write_npz(path: Path, *, images: int, seed: int, official: bool = False) -> Path:

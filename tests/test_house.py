@@ -27,8 +27,9 @@ DOORS = {
     ),
     "cryptography": ("common/crypto/",),
     "opacus": ("client/dp/", "common/accounting.py"),
-    "pydicom": ("client/dicom.py", "client/dicom_objects.py", "client/pull.py", "simulations/datasets/phantom.py"),
+    "pydicom": ("client/dicom.py", "client/dicom_objects/", "client/pull.py", "simulations/datasets/phantom.py"),
     "torchvision": ("common/models/", "client/augment.py"),
+    "highdicom": ("client/dicom_objects/",),
     "safetensors": ("common/params.py", "server/checkpoint.py"),
     "ray": (),
     "pickle": (),
@@ -38,7 +39,7 @@ INSIDES = ("common/wire.py", "client/worker.py")
 PUBLIC = {"flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.simulation"}
 
 
-PEERS = "simulations/benchmarks/"  # benchmarks import the peer that they measure
+PEERS = ("simulations/benchmarks/", "simulations/attack_flower.py")  # what measures or attacks a peer imports it
 
 
 def opens(path: str, doors: tuple[str, ...]) -> bool:

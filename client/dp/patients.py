@@ -54,6 +54,34 @@ def blank_of(study: Study) -> Batch:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Nobody:
+    """The patients of a site whose images can't be had: none, and nobody may notice."""
+
+    study: Study
+
+    def __len__(self) -> int:
+        return 0
+
+    def images(self, position: int) -> int:
+        raise IndexError(position)
+
+    def batch(self, position: int, chosen: NDArray[np.int64]) -> Batch:
+        raise IndexError(position)
+
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        return np.zeros(0)
+
+    @property
+    def shares(self) -> NDArray[np.float64]:
+        return np.zeros(0)
+
+    @cached_property
+    def blank(self) -> Batch:
+        return blank_of(self.study)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Pool:
     """The patients of a dataset's pool, in the pool's order; `class_weights` [K] and `class_shares` [K] are public.
 

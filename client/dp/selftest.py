@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from client.dp.gradients import Losses, Trained, Way, one_by_one
 from client.dp.microbatch import Microbatch, Views, pack
-from common.errors import FederationError
+from common.errors import FederationError, Reason
 from common.randomness import seeded
 from common.study import Study
 from common.tasks.batch import Batch, Objects
@@ -26,6 +26,8 @@ _IMAGES = (2, 1)  # of the two made-up patients
 
 class NotSeparable(FederationError):
     """One patient's contribution depends on another: no clip bounds it. The study's, or its author's, to mend."""
+
+    code = Reason.POLICY
 
 
 def check(model: nn.Module, what: Trained, losses: Losses, study: Study, way: Way, *, blank: Batch, seed: int) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -130,8 +130,10 @@ def exact_sum(
             else:
                 yield made
 
+    where = what.parameters[0].device
     total = np.zeros(what.count, np.float64)
     for micro in pack(found(), slots=plan.slots, blank=patients.blank):
+        micro = replace(micro, batch=micro.batch.to(where))
         total += contribution(model, what, losses, micro, plan.bounds, way, observed=observed)
     return clip.to_grid(total, plan.bounds)
 

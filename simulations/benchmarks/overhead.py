@@ -38,7 +38,7 @@ def loss(model: torch.nn.Module, images: Images, positions: NDArray[np.int64]) -
 
 def bare_round(model: torch.nn.Module, sites: list[tuple[Images, Images]], study: Study) -> None:
     """FedAvg written out: for each site, validate, train one epoch from the same weights, add to the weighted mean."""
-    start = [p.detach().clone() for p in model.parameters()]
+    start, size = [p.detach().clone() for p in model.parameters()], study.training.batch_size or 1
     mean, weight = [torch.zeros_like(p) for p in start], 0
     for training, validation in sites:
         with torch.no_grad():
@@ -48,9 +48,9 @@ def bare_round(model: torch.nn.Module, sites: list[tuple[Images, Images]], study
                 loss(model, validation, np.arange(len(validation)))
         optimizer = torch.optim.SGD(model.parameters(), lr=study.training.learning_rate, momentum=0.9)
         order = np.random.default_rng(0).permutation(len(training))
-        for first in range(0, len(order), study.training.batch_size):
+        for first in range(0, len(order), size):
             optimizer.zero_grad()
-            torch.autograd.backward([loss(model, training, order[first : first + study.training.batch_size])])
+            torch.autograd.backward([loss(model, training, order[first : first + size])])
             optimizer.step()
         with torch.no_grad():
             for total, parameter in zip(mean, model.parameters(), strict=True):

@@ -103,7 +103,7 @@ def test_close_returns_what_was_allocated_and_never_reserved_and_reserved_never_
 def test_a_reserve_without_allocation_is_refused(ledger: Ledger) -> None:
     with pytest.raises(BudgetError, match="not approved") as caught:
         ledger.reserve(QUERY, event(1.0))
-    assert caught.value.reason is Reason.BUDGET
+    assert caught.value.code is Reason.BUDGET
     assert ledger.anchor.sequence == 0
 
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from small import study_values, tiny_study
+from small import private_study, private_values, study_values, tiny_study
 
 from common.errors import StudyError
 from common.study import MODELS_OF_TASK, Study, from_json, load, parse
@@ -24,7 +24,6 @@ def test_every_task_has_a_ready_study() -> None:
 
 WRONG = [
     ("training", "bach_size", 8, "training.bach_size is not a known key", "batch_size"),
-    ("privacy", "epsilon", 8.0, "privacy is not a known key", "aggregation"),
     ("aggregation", "secure", True, "aggregation.secure is not a known key", "algorithm"),
     ("training", "batch_size", 0, "training.batch_size = 0", "greater than or equal to 1"),
     ("training", "batch_size", "8", "training.batch_size = '8'", "integer"),
@@ -39,7 +38,7 @@ WRONG = [
     ("study", "split", [0.5, 0.1, 0.1], "study.split", "sum 1"),
     ("study", "schema", 2, "study.schema = 2", "1"),
     ("study", "min_sites", 0, "study.min_sites = 0", "greater than or equal to 1"),
-    ("model", "name", "unet", "model.name = 'unet'", "cnn or resnet18"),
+    ("model", "name", "unet", "model.name = 'unet'", "cnn or"),
     ("model", "name", "vgg", "model.name = 'vgg'", "'cnn'"),
     ("model", "norm", "batch", "model.norm = 'batch'", "'none' or 'group'"),
     ("model", "base_channels", 32, "model.base_channels is not a key of 'cnn'", "unet"),
@@ -114,3 +113,81 @@ def test_changes_replace_values_of_the_file(tmp_path: Path) -> None:
     assert load(path, changes={"study.rounds": 9}).study.rounds == 9
     with pytest.raises(StudyError, match="not a table"):
         load(path, changes={"study.rounds.more": 9})
+
+
+WRONG_UNDER_PRIVACY = [
+    ("privacy", "epsilon", 0.0, "privacy.epsilon = 0.0", "greater than or equal to 0.01"),
+    ("privacy", "epsilon", -1.0, "privacy.epsilon = -1.0", "greater than or equal to 0.01"),
+    ("privacy", "epsilon", float("nan"), "privacy.epsilon = nan", "finite"),
+    ("privacy", "epsilon", 51.0, "privacy.epsilon = 51.0", "less than or equal to 50"),
+    ("privacy", "delta", 0.5, "privacy.delta = 0.5", "less than or equal to 0.01"),
+    ("privacy", "sample_rate", 0.0, "privacy.sample_rate = 0.0", "greater than or equal to 0.000001"),
+    ("privacy", "sample_rate", 1.5, "privacy.sample_rate = 1.5", "less than or equal to 1"),
+    ("privacy", "clip_norm", 0.0, "privacy.clip_norm = 0.0", "greater than or equal to"),
+    ("privacy", "unit", "image", "privacy.unit = 'image'", "'patient'"),
+    ("privacy", "noise", "none", "privacy.noise = 'none'", "'local'"),
+    ("privacy", "seed", 3, "privacy.seed is not a known key", "sample_rate"),
+    ("privacy", "augmentations", 4, "privacy.augmentations", "training.augmentation = 'standard'"),
+    ("privacy", "evaluation", {"epsilon": 3.0, "releases": 3}, "privacy.evaluation.releases = 3", "one for each round"),
+    ("privacy", "evaluation", {"epsilon": 3.0, "pool": "train"}, "privacy.evaluation.pool = 'train'", "'test'"),
+    ("training", "local_epochs", 1, "training", "exactly one of local_epochs and local_steps"),
+    ("training", "batch_size", 32, "training.batch_size is not allowed under [privacy]", "sample_rate"),
+    ("training", "class_balance", "weighted", "training.class_prior = []", "'sampler' need it"),
+    ("training", "class_prior", [0.5, 0.5], "training.class_prior = [0.5, 0.5]", "'weighted' and 'sampler'"),
+    ("study", "select", "best", "study.select = 'best'", "'average' or 'last'"),
+    ("aggregation", "weights", "images", "aggregation.weights = 'images'", "'nominal' or 'equal'"),
+]
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "names", "allows"),
+    WRONG_UNDER_PRIVACY,
+    ids=[f"{w[0]}.{w[1]}-{w[2]}" for w in WRONG_UNDER_PRIVACY],
+)
+def test_what_privacy_forbids_is_one_line_too(section: str, key: str, value: object, names: str, allows: str) -> None:
+    values = private_values()
+    values.setdefault(section, {})[key] = value
+    with pytest.raises(StudyError) as caught:
+        parse(values, where="s.toml")
+    text = str(caught.value)
+    assert "\n" not in text and names in text and allows in text
+
+
+def test_local_epochs_are_refused_under_privacy() -> None:
+    values = private_values()
+    values["training"] = {"local_epochs": 1}
+    with pytest.raises(StudyError, match=r"training\.local_epochs is not allowed"):
+        parse(values, where="s.toml")
+
+
+@pytest.mark.parametrize("prior", [[0.5, 0.4], [0.2, 0.3, 0.5], [0.5, 0.6]])
+def test_a_class_prior_has_a_share_for_each_class(prior: list[float]) -> None:
+    with pytest.raises(StudyError, match="one share for each of 2 classes, with sum 1"):
+        private_study(training={"class_balance": "weighted", "class_prior": prior})
+
+
+def test_privacy_changes_what_is_not_said() -> None:
+    study = private_study()
+    assert (study.study.select, study.aggregation.weights, study.training.batch_size) == ("average", "nominal", None)
+    assert private_study(study={"select": "last"}).study.select == "last"
+    assert from_json(study.canonical) == study
+    assert (tiny_study().study.select, tiny_study().training.batch_size) == ("last", 8)
+
+
+@pytest.mark.parametrize(("rounds", "spare", "expected"), [(2, None, 1), (100, None, 10), (101, None, 11), (5, 0, 0)])
+def test_a_tenth_of_the_rounds_is_spare(rounds: int, spare: int | None, expected: int) -> None:
+    assert private_study(study={"rounds": rounds}, privacy={"spare_rounds": spare}).spare_rounds == expected
+    assert tiny_study().spare_rounds == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"training": {"batch_size": None}}, "batch_size: needed without"),
+        ({"aggregation": {"weights": "nominal"}}, "is for .privacy.: use"),
+        ({"training": {"class_prior": [0.5, 0.5]}}, "is for .privacy."),
+    ],
+)
+def test_what_is_for_privacy_alone_is_refused_elsewhere(changes: dict[str, dict[str, object]], said: str) -> None:
+    with pytest.raises(StudyError, match=said):
+        tiny_study(**changes)

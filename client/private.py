@@ -1,0 +1,224 @@
+"""Orders under differential privacy: refuse or pay first, then answer with a noised release and nothing else.
+
+What leaves is a function of the orders, the site's declared numbers, its ledger and releases. Nothing about patients
+decides whether an order is answered: a site with one patient, none, or broken images alone answers like any other, and
+its operator reads the error in the site's folder.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from client import ledger, train
+from client.augment import augment
+from client.dataset import Dataset
+from client.dp import selftest
+from client.dp.gradients import Losses, Observed, Trained, trained
+from client.dp.patients import Nobody, Patients, Pool, blank_of
+from client.dp.step import Plan, private_update, way_of
+from client.ledger import Ledger
+from client.ledger_records import LedgerError
+from client.released import Query
+from client.site import Site, note_error
+from common import guarantee
+from common.budget import rdp_of
+from common.clip import Bounds
+from common.errors import DataError, StudyError
+from common.event import Event
+from common.layout import LARGEST, layout_of
+from common.models import build_model
+from common.noise import fresh_key
+from common.study import Study
+from common.tasks import task_of
+from common.tasks.batch import Batch
+from common.wire import Order
+
+SLOTS_PIXELS = 2**21  # of a micro-batch: bounds memory, has no influence on results
+Open = Callable[[], Dataset]
+
+
+def agree(site: Site, study: Study) -> None:
+    """Before a study's first order: may it run here? Sets its whole budget aside in the ledger, once.
+
+    Raises: NotSeparable for a model or loss that mixes patients, StudyError or AccountingError for numbers that don't
+    fit the site, BudgetError where the ledger has too little left, LedgerError and ChainError where it can't be used.
+    """
+    guarantee.check_nominal(study, {site.name: nominal_patients(site)})
+    check_separable(study)
+    with opened(site) as own:
+        for event, orders in guarantee.plans(study):
+            if (study.sha256, event.pool) not in own.state.allocations:
+                epsilon, delta = guarantee.claim(study, event.pool)
+                own.allocate(study.sha256, event.pool, [(event.to_json(), orders)], epsilon=epsilon, delta=delta)
+
+
+def demand_unprotected(site: Site, study: Study) -> None:
+    """A study without differential privacy on patients who have a ledger: recorded before it runs, or refused.
+
+    Raises StudyError unless the site's policy allows it; from the record on the ledger states no epsilon.
+    """
+    if not ledger.exists(site.folder / ledger.FOLDER):
+        return
+    if not site.unprotected:
+        raise StudyError(
+            f"study {study.study.name!r} has no [privacy] and would end the ledger's promise: refused; to allow it for"
+            f" good, set policy.unprotected = true in {site.folder / 'site.toml'}"
+        )
+    with opened(site) as own:
+        own.unprotected(study.sha256)
+
+
+def update(site: Site, study: Study, order: Order, model: nn.Module, dataset: Open) -> NDArray[np.float32]:
+    """Answer to an `update` order: weight x noised update; the weight is public, `model` holds the order's weights.
+
+    The same order gets the same bytes, at no charge. Raises BudgetError when the rounds paid for are used up.
+    """
+
+    def compute() -> bytes:
+        patients = _patients(site, study, dataset)
+        values, observed = noised_update(site, study, model, patients, round=order.round)
+        _note(site, order.round, observed)
+        return values.astype("<f4").tobytes()
+
+    event = guarantee.order_event(study)
+    released = np.frombuffer(_released(site, study, order, event, compute), "<f4")
+    weighted = released * np.float32(guarantee.site_weight(study, nominal_patients(site)))
+    return layout_of(study, "update").pack(np.clip(weighted, -LARGEST / 2, LARGEST / 2), {})
+
+
+def noised_update(
+    site: Site, study: Study, model: nn.Module, patients: Patients, *, round: int
+) -> tuple[NDArray[np.float32], Observed]:
+    """A round's noised steps from the model's weights. What `private_update` guarantees."""
+    training, what = study.training, trained_of(model, study)
+    rate = train.learning_rate(training, round=round, rounds=study.study.rounds)
+    return private_update(
+        model,
+        what,
+        patients,
+        losses_of(study, what),
+        plan_of(site, study, groups=1 + max(what.groups)),
+        train.make_optimizer(list(what.parameters), training, rate=rate),
+        augment=_moved if training.augmentation == "standard" else None,
+        keys=fresh_key,
+    )
+
+
+def plan_of(site: Site, study: Study, *, groups: int = 1) -> Plan:
+    """The noised steps of one order at this site."""
+    privacy, event = guarantee.privacy_of(study), guarantee.order_event(study)
+    shares = ledger.pools_of(site.folder / ledger.FOLDER, patient_key=site.patient_key)
+    if shares is None:
+        raise LedgerError(_NO_LEDGER.format(site.folder))
+    return Plan(
+        sample_rate=event.sample_rate,
+        noise_multiplier=event.noise_multiplier,
+        bounds=Bounds(clip_norms=(privacy.clip_norm / groups**0.5,) * groups),
+        nominal_patients=nominal_patients(site) * shares[event.pool],
+        local_steps=event.steps,
+        images_per_patient=privacy.images_per_patient,
+        augmentations=privacy.augmentations,
+        slots=slots(study),
+        proximal_mu=study.aggregation.proximal_mu if study.aggregation.algorithm == "fedprox" else 0.0,
+    )
+
+
+def slots(study: Study) -> int:
+    """Images in a micro-batch: this site's own matter, and without influence on results."""
+    privacy, (height, width) = guarantee.privacy_of(study), study.model.image_size
+    return max(privacy.images_per_patient * privacy.augmentations, min(64, SLOTS_PIXELS // (height * width)))
+
+
+def trained_of(model: nn.Module, study: Study) -> Trained:
+    """What the model trains, in the study's groups for clipping."""
+    return trained(model)
+
+
+def losses_of(study: Study, what: Trained) -> Losses:
+    """The task's loss of each image, on the device that the model is on."""
+    task, where = task_of(study), what.parameters[0].device
+
+    def losses(model: nn.Module, batch: Batch) -> Tensor:
+        return task.losses(model, batch.to(where))
+
+    losses.__name__ = study.study.task
+    return losses
+
+
+@lru_cache(maxsize=64)
+def check_separable(study: Study) -> None:
+    """The self-test of the study's model and loss on made-up images, once in a process, before any data is opened.
+
+    Raises NotSeparable with the name of the culprit.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(study.study.seed % 2**32)
+        model = build_model(study)
+    what = trained_of(model, study)
+    selftest.check(model, what, losses_of(study, what), study, way_of(model), blank=blank_of(study), seed=0)
+
+
+def nominal_patients(site: Site) -> int:
+    """The number that the site has declared. Raises DataError where it has not."""
+    if site.nominal_patients is None:
+        raise DataError(
+            f"{site.folder / 'site.toml'}: nominal_patients is missing: declare about how many patients the site has,"
+            " one significant digit, from what may be known anyway"
+        )
+    return site.nominal_patients
+
+
+@contextmanager
+def opened(site: Site) -> Iterator[Ledger]:
+    """The site's ledger, to write. Raises LedgerError where there is none, ChainError where another process has it."""
+    folder = site.folder / ledger.FOLDER
+    if not ledger.exists(folder):
+        raise LedgerError(_NO_LEDGER.format(site.folder))
+    with Ledger(folder, patient_key=site.patient_key, cost=rdp_of, anchor_file=site.anchor) as own:
+        yield own
+
+
+_NO_LEDGER = "{0}: has no privacy ledger: make one with `client ledger create`, or restore it from its backup"
+
+
+def _released(site: Site, study: Study, order: Order, event: Event, compute: Callable[[], bytes]) -> bytes:
+    query = Query(study=study.sha256, pool=event.pool, round=order.round, weights=order.weights_hash)
+    with opened(site) as own:
+        return own.release(query, event.to_json(), compute)
+
+
+def _patients(site: Site, study: Study, dataset: Open) -> Patients:
+    """The training patients; nobody where their images can't be had, which must not show."""
+    prior = study.training.class_prior
+    rarest_first = tuple(min(prior) / share for share in prior)
+    balance = study.training.class_balance
+    try:
+        return Pool(
+            pool=dataset().pools["train"],
+            class_weights=rarest_first if balance == "weighted" else (),
+            class_shares=rarest_first if balance == "sampler" else (),
+        )
+    except Exception as error:
+        note_error(site, "images", error)
+        return Nobody(study=study)
+
+
+def _moved(batch: Batch, rng: np.random.Generator) -> Batch:
+    return augment(batch, rng=rng)
+
+
+def _note(site: Site, round: int, observed: Observed) -> None:
+    """For the operator alone: patients who were drawn and could add nothing."""
+    lost = {
+        "gradient not finite": observed.not_finite,
+        "images can't be had": observed.unusable,
+        "model failed": observed.failed,
+    }
+    if any(lost.values()):
+        found = ", ".join(f"{number} x {why}" for why, number in lost.items() if number)
+        note_error(site, f"round {round}", DataError(f"of {observed.drawn} patients drawn: {found}"))

@@ -1,0 +1,87 @@
+"""The report's account of differential privacy: what each site promises its patients, and what is not covered."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from common import page
+from common.guarantee import NOT_COVERED
+from common.page import Section, Table, Text
+
+_POOLS = {"train": "training", "validation": "validation", "test": "test"}
+
+
+def sections(summary: Mapping[str, Any]) -> list[Section]:
+    """Everything that has to stand beside epsilon, site by site; nothing for a study without `[privacy]`."""
+    sites: Mapping[str, Mapping[str, Any]] = summary.get("privacy") or {}
+    if not sites:
+        return []
+    first = next(iter(sites.values()))
+    names = sorted(sites, key=page.natural)
+    promise = (
+        f"Whatever anybody makes of everything that a site sent in this study, it tells at most epsilon = "
+        f"{first['epsilon']:g} (delta = {first['delta']:g}) about whether any one patient of that site's training pool "
+        f"took part. The unit is the {first['unit']}: all images under one patient identifier at one site; "
+        f"neighbouring data sets: {first['neighbours']}. It holds against the server, other sites and readers of the "
+        "model, all of them together, whoever drops out."
+    )
+    how = (
+        f"In each step a patient takes part with probability {first['sample_rate']:g}; his gradient is clipped to norm "
+        f"{first['clip_norm']:g}, and Gaussian noise of {first['noise_multiplier']:g} times that norm is added to the "
+        f"sum. {first['steps_planned']} such steps were paid for, spare rounds included. Accountant: "
+        f"{first['accountant']}, an upper bound with its numerical errors added."
+    )
+    table = Table(
+        caption="The study's promise by site",
+        columns=("Site", "Epsilon", "Delta", "Steps planned", "Steps charged", "Epsilon of these", "Declared patients"),
+        rows=tuple(
+            (
+                name,
+                f"{sites[name]['epsilon']:g}",
+                f"{sites[name]['delta']:g}",
+                sites[name]["steps_planned"],
+                sites[name]["steps_charged"],
+                f"{sites[name]['epsilon_charged']:.2f}",
+                sites[name]["nominal_patients"],
+            )
+            for name in names
+        ),
+    )
+    blocks: list[page.Block] = [Text(paragraphs=(promise, how)), page.folded(table, summary=f"All {len(names)} sites")]
+    if "evaluation" in first:
+        blocks.append(Text(paragraphs=(_evaluation(first["evaluation"]),)))
+    if "ledger" in first:
+        blocks.append(_ledgers(sites, names))
+    blocks += [Text(paragraphs=("Not covered:",)), Text(paragraphs=NOT_COVERED, listed=True)]
+    return [
+        Section(
+            title="What protects the patients",
+            lead="Differential privacy: a limit, proved and not hoped for, on what the study can tell of one patient.",
+            blocks=tuple(blocks),
+        )
+    ]
+
+
+def _evaluation(found: Mapping[str, Any]) -> str:
+    times = page.counted(found["releases"], "release")
+    return (
+        f"The metrics that were sent ({times}) come from other patients, the {_POOLS[found['pool']]} pool, who have an "
+        f"account of their own: epsilon = {found['epsilon']:g}, delta = {found['delta']:g} for each of them."
+    )
+
+
+def _ledgers(sites: Mapping[str, Mapping[str, Any]], names: list[str]) -> page.Block:
+    """The other, larger statement: of all studies that a cohort's ledger records."""
+    table = Table(
+        caption="Each site's privacy ledger: the limit of all studies of its patients together, and what is left",
+        columns=("Site", "Epsilon", "Delta", *(f"Left, {_POOLS[pool]} pool" for pool in _POOLS)),
+        rows=tuple(
+            (
+                name,
+                f"{(own := sites[name]['ledger'])['epsilon']:g}",
+                f"{own['delta']:g}",
+                *(f"{own['left'][pool]:.1%}" for pool in _POOLS),
+            )
+            for name in names
+        ),
+    )
+    return page.folded(table, summary="The sites' ledgers")
