@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from client import cohort, ledger_cli
 from client import index as indexes
 from client.index import Counts
 from client.site import open_site, site_toml
@@ -26,9 +27,7 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def _commands() -> None:
-    """A callback keeps `index` a command of its own while it is the only one."""
+app.add_typer(ledger_cli.app, name="ledger")
 
 
 @app.command()
@@ -94,6 +93,7 @@ def _prepare(site: Path, images: Path) -> bytes:
         raise DataError(f"{images}: no such file or folder")
     if site.resolve().is_relative_to(images.resolve()):
         raise DataError(f"{site}: lies inside the images' folder; a site folder needs a place of its own")
+    cohort.demand_key(site)
     path, settings = site / "keys" / "patient.key", site / "site.toml"
     try:
         site.mkdir(parents=True, exist_ok=True)

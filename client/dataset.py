@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from client import cache as caches
-from client import index, ledger
+from client import cohort, index
 from client.preprocess import Geometry, normalise
 from client.records import Row
 from client.site import Site, split_position
@@ -160,7 +160,7 @@ def _shares(site: Site, study: Study, officials: Collection[str | None]) -> tupl
     Where a ledger exists they are its own, fixed for the life of the cohort: no study and no patient moves them. Else
     they are the study's, as far as the official split leaves them open.
     """
-    fixed = ledger.pools_of(site.folder / ledger.FOLDER, patient_key=site.patient_key)
+    fixed = cohort.shares_of(site.folder, patient_key=site.patient_key)
     if fixed is not None:
         return fixed["train"], fixed["validation"], fixed["test"]
     train, validation, test = study.study.split

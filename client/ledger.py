@@ -87,21 +87,6 @@ def state_of(entries: Sequence[Entry], *, patient_key: bytes) -> State:
     return state
 
 
-def exists(folder: Path) -> bool:
-    """Whether a ledger was ever made here: its folder is never removed."""
-    return folder.exists()
-
-
-def pools_of(folder: Path, *, patient_key: bytes) -> dict[str, float] | None:
-    """The pools' shares of patients, fixed by the first record; None where no ledger was ever made.
-
-    Raises LedgerError, ChainError where what is there is not this key's whole ledger.
-    """
-    if not exists(folder):
-        return None
-    return state_of(chain.read(folder, NAME).entries, patient_key=patient_key).genesis.pools
-
-
 class Ledger:
     """The one writer of a ledger, for the life of the process.
 

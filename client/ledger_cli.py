@@ -8,12 +8,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from client import chain, ledger_copy
+from client import chain, cohort, ledger, ledger_copy
 from client.chain_lines import Contents, anchor_from
 from client.ledger import FOLDER, NAME, state_of
 from client.ledger_records import UNIT, LedgerError
 from client.ledger_state import State
 from client.site import open_site
+from common.budget import rdp_of
 
 app = typer.Typer(
     help="The site's privacy ledger: what was spent on its patients, and what is left.", no_args_is_help=True
@@ -45,6 +46,37 @@ def show(site: SiteArgument, as_json: JsonOption = False) -> None:
     if state.moved:
         console.print("Closed: it was moved to another machine.")
     console.print(f"Write down: {values['anchor']}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def create(
+    site: SiteArgument,
+    epsilon: Annotated[float, typer.Option(help="Limit of all studies together, for good.")],
+    nominal_patients: Annotated[
+        int, typer.Option(help="About how many patients the site has, from what may be known anyway; one digit.")
+    ],
+    delta: Annotated[float | None, typer.Option(help="At most 1 / (10 x patients), the default.")] = None,
+    split: Annotated[
+        tuple[float, float, float], typer.Option(help="Shares of patients for training, validation, test.")
+    ] = (0.7, 0.1, 0.2),
+) -> None:
+    """Make the ledger of the site's patients: their privacy budget, and the pools that no study can move.
+
+    Both are for good: a used-up budget can be followed only by patients who are new.
+    """
+    shares = dict(zip(cohort.POOLS, split, strict=True))
+    made = cohort.found(site, epsilon=epsilon, delta=delta, nominal_patients=nominal_patients, shares=shares)
+    _, state = _read(site)
+    print(f"cohort {made}: {state.statement} Back up {site / 'keys'} and this ledger, apart.")
+
+
+@app.command()
+def close(site: SiteArgument, study: Annotated[str, typer.Argument(help="Hash of the study.", metavar="HASH")]) -> None:
+    """End a study: what was set aside for it and never used is free again. Stop the client first."""
+    found = open_site(site)
+    with ledger.Ledger(site / FOLDER, patient_key=found.patient_key, cost=rdp_of, anchor_file=found.anchor) as own:
+        own.close_study(study)
+    print(f"{site}: study {study} is closed")
 
 
 @app.command()

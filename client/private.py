@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from client import ledger, train
+from client import cohort, ledger, train
 from client.augment import augment
 from client.dataset import Dataset
 from client.dp import selftest
@@ -62,7 +62,7 @@ def demand_unprotected(site: Site, study: Study) -> None:
 
     Raises StudyError unless the site's policy allows it; from the record on the ledger states no epsilon.
     """
-    if not ledger.exists(site.folder / ledger.FOLDER):
+    if not cohort.exists(site.folder):
         return
     if not site.unprotected:
         raise StudyError(
@@ -112,7 +112,7 @@ def noised_update(
 def plan_of(site: Site, study: Study, *, groups: int = 1) -> Plan:
     """The noised steps of one order at this site."""
     privacy, event = guarantee.privacy_of(study), guarantee.order_event(study)
-    shares = ledger.pools_of(site.folder / ledger.FOLDER, patient_key=site.patient_key)
+    shares = cohort.shares_of(site.folder, patient_key=site.patient_key)
     if shares is None:
         raise LedgerError(_NO_LEDGER.format(site.folder))
     return Plan(
@@ -176,10 +176,9 @@ def nominal_patients(site: Site) -> int:
 @contextmanager
 def opened(site: Site) -> Iterator[Ledger]:
     """The site's ledger, to write. Raises LedgerError where there is none, ChainError where another process has it."""
-    folder = site.folder / ledger.FOLDER
-    if not ledger.exists(folder):
+    if not cohort.exists(site.folder):
         raise LedgerError(_NO_LEDGER.format(site.folder))
-    with Ledger(folder, patient_key=site.patient_key, cost=rdp_of, anchor_file=site.anchor) as own:
+    with Ledger(site.folder / ledger.FOLDER, patient_key=site.patient_key, cost=rdp_of, anchor_file=site.anchor) as own:
         yield own
 
 

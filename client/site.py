@@ -85,6 +85,16 @@ def site_toml(name: str, *, cache: str = "cache", nominal_patients: int | None =
     return f'name = "{name}"\n{declared}\n[paths]\ncache = "{cache}"\n'
 
 
+def declare(folder: Path, nominal_patients: int) -> None:
+    """Write the declared number of patients into a site.toml that has none. Whole, or not at all."""
+    path = folder / "site.toml"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(
+        f"nominal_patients = {nominal_patients}\n" + path.read_text(encoding="utf-8"), encoding="utf-8"
+    )
+    temporary.replace(path)
+
+
 def split_position(site: Site, patient: str) -> float:
     """Where a patient falls in [0, 1): the same always, and not to be guessed without the key."""
     digest = hmac.digest(site.patient_key, b"split\0" + patient.encode(), hashlib.sha256)

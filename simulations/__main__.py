@@ -246,7 +246,7 @@ def plan(
     change: SetOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """A dry run: parameters, bytes, memory, steps and estimated time of a study. Needs no data."""
+    """A dry run: parameters, bytes, memory, steps, estimated time and privacy of a study. Needs no data."""
     from simulations.plan import plan as count
 
     parsed = study_from(study, change)
@@ -279,7 +279,26 @@ def plan(
     table.add_row(f"seconds per step, here, {result.threads} thread(s)", f"{result.seconds_per_step:.3f}")
     table.add_row("training at one site, whole study", f"about {duration(result.seconds)}")
     table.add_row("all sites one after the other", f"about {duration(result.seconds * sites)}")
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    console.print(table)
+    if result.privacy is not None:
+        console.print(protection(result.privacy, sites=sites))
+
+
+def protection(found: Any, *, sites: int) -> Any:
+    """The plan's privacy as a table for the terminal."""
+    from rich.table import Table
+
+    said = found.statement
+    table = Table("privacy", "", title=f"If each of {sites} sites has {found.patients} patients", title_justify="left")
+    table.add_row("promise", f"epsilon {said['epsilon']:g}, delta {said['delta']:g}, each {said['unit']}, each site")
+    table.add_row("noised steps, spare ones included", f"{said['steps_planned']:,}")
+    table.add_row("a patient is drawn", f"about {said['sample_rate'] * said['steps_planned']:.0f} times")
+    table.add_row("noise multiplier", f"{said['noise_multiplier']:g} ({said['accountant']})")
+    table.add_row("mu (signal of a patient over noise)", f"{found.mu:.2f}")
+    table.add_row("noise over signal of the run", f"{found.noise_over_signal:.2f}: {found.verdict}")
+    table.add_row("a new ledger must allow in all", f"epsilon {found.lifetime_epsilon:g}; each site says what is left")
+    return table
 
 
 @app.command()

@@ -76,6 +76,7 @@ class Judges:
     def __init__(self, study: Study, federation: Federation) -> None:
         self._study = study
         self._central = everything(study, federation.central) if federation.central else None
+        self._folders = federation.folders
         self._own = {folder.name: pool_of(study, folder, self.pool) for folder in federation.folders}
         self._done: dict[Path, tuple[dict[str, Judged], Judged]] = {}
 
@@ -94,6 +95,14 @@ class Judges:
             central = judge(self._study, model, self._central) if self._central else together(list(own.values()))
             self._done[out] = own, central
         return self._done[out]
+
+    def validation(self, out: Path) -> dict[str, Any]:
+        """Exact metrics of the model that a run left, on all sites' validation patients."""
+        if self.pool == "validation":
+            return together(list(self.of(out)[0].values())).metrics
+        model = load_model(self._study, out)
+        images = [pool_of(self._study, folder, "validation") for folder in self._folders]
+        return together([judge(self._study, model, one) for one in images]).metrics
 
 
 def compared(study: Study, judges: Judges, federated: Path, runs: Mapping[str, Task]) -> dict[str, Any]:

@@ -203,7 +203,7 @@ def _result(part: _Seeded, judges: Judges) -> dict[str, Any]:
     own["sites"] = summary_of(part.federation.counts)
     own["unusable"] = dict(part.federation.unusable)
     own["final"] = {
-        "val": own["final"].get("val", {}),
+        "val": own["final"].get("val", {}) if part.study.privacy is None else judges.validation(part.task.out),
         "test": judges.of(part.task.out)[1].metrics,
         "source": "simulation",
     }

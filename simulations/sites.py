@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from client import cache as caches
-from client import chain, index, ledger
+from client import chain, cohort, index, ledger
 from client.records import Row
 from client.site import Site, open_site, site_toml
 from common import guarantee
@@ -188,20 +188,10 @@ def one_digit(number: int) -> int:
 
 def protect(folder: Path, study: Study, *, shares: Mapping[str, float]) -> None:
     """Give a simulated site a privacy ledger that is just large enough for the study, unless it has one."""
-    site = open_site(folder)
-    if ledger.exists(folder / ledger.FOLDER) or site.nominal_patients is None:
-        return
-    limits = lifetime(study)
-    ledger.create(
-        folder / ledger.FOLDER,
-        patient_key=site.patient_key,
-        pools=shares,
-        order=limits.order,
-        limit=limits.limit,
-        epsilon=limits.epsilon,
-        delta=limits.delta,
-        nominal_patients=site.nominal_patients,
-    )
+    nominal = open_site(folder).nominal_patients
+    if nominal is not None and not cohort.exists(folder):
+        limits = lifetime(study)
+        cohort.found(folder, epsilon=limits.epsilon, delta=limits.delta, nominal_patients=nominal, shares=shares)
 
 
 def lifetime(study: Study) -> Filter:

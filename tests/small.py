@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from client import index, ledger
+from client import cohort, index
 from client.site import site_toml
-from common.budget import Filter
 from common.study import Study, parse
 
 torch.set_num_threads(1)
@@ -77,18 +76,8 @@ def private_study(**sections: dict[str, Any]) -> Study:
 
 def protect(folder: Path, *, nominal_patients: int = 20, epsilon: float = 12.0, delta: float = 1e-5) -> Path:
     """Give a site a privacy ledger."""
-    (folder / "site.toml").write_text(site_toml(folder.name, nominal_patients=nominal_patients), encoding="utf-8")
-    limits = Filter.of(epsilon=epsilon, delta=delta)
-    ledger.create(
-        folder / ledger.FOLDER,
-        patient_key=KEY,
-        pools={"train": 0.7, "validation": 0.1, "test": 0.2},
-        order=limits.order,
-        limit=limits.limit,
-        epsilon=epsilon,
-        delta=delta,
-        nominal_patients=nominal_patients,
-    )
+    shares = {"train": 0.7, "validation": 0.1, "test": 0.2}
+    cohort.found(folder, epsilon=epsilon, delta=delta, nominal_patients=nominal_patients, shares=shares)
     return folder
 
 

@@ -1,5 +1,6 @@
 """Private orders at a site: paid for before anything is computed, and nothing but releases in what is sent."""
 
+import shutil
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,9 +14,10 @@ from small import KEY, private_study, protect, tiny_study, write_site
 from torch import Tensor, nn
 
 from client import app as client_app
-from client import chain, ledger, private
+from client import chain, cohort, ledger, private
 from client.dataset import open_dataset
 from client.dp.step import private_update
+from client.ledger_records import LedgerError
 from client.site import open_site
 from common import guarantee, params, wire
 from common.errors import DataError, Reason
@@ -272,7 +274,11 @@ def edited(path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b'"epsilon":12', b'"epsilon":99'))
 
 
-@pytest.mark.parametrize("harm", [truncated, edited, Path.unlink])
+def folder_gone(path: Path) -> None:
+    shutil.rmtree(path.parent)
+
+
+@pytest.mark.parametrize("harm", [truncated, edited, Path.unlink, folder_gone])
 def test_a_ledger_that_was_harmed_releases_nothing(folder: Path, harm: Callable[[Path], None]) -> None:
     ask(folder, order("propose"))
     harm(folder / ledger.FOLDER / "ledger.jsonl")
@@ -286,6 +292,24 @@ def test_another_patient_key_releases_nothing(folder: Path) -> None:
     (folder / "keys" / "patient.key").write_bytes(bytes(reversed(KEY)))
     assert ask(folder, order("update")).reason is Reason.FAILED
     assert "don't belong together" in errors(folder)
+
+
+def test_no_study_runs_where_the_ledger_is_gone_and_no_new_key_is_made(folder: Path) -> None:
+    shutil.rmtree(folder / ledger.FOLDER)
+    assert ask(folder, order("propose", tiny_study())).reason is Reason.POLICY
+    (folder / "keys" / "patient.key").unlink()
+    with pytest.raises(DataError, match="restore the key from your backup"):
+        cohort.demand_key(folder)
+    with pytest.raises(DataError, match=r"patient\.key"):
+        cohort.found(folder, epsilon=1.0, delta=None, nominal_patients=20, shares={"train": 1.0})
+
+
+def test_a_second_ledger_for_the_same_patients_is_refused(folder: Path) -> None:
+    with pytest.raises(LedgerError, match="would forget what was spent"):
+        protect(folder)
+    shutil.rmtree(folder / ledger.FOLDER)
+    with pytest.raises(LedgerError, match="would forget what was spent"):
+        protect(folder)
 
 
 def test_a_loss_that_mixes_patients_is_refused_by_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

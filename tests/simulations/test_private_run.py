@@ -1,0 +1,81 @@
+"""A private study from the command to the report: what a simulation may know, and what a deployment would see."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small import private_study, write_npz
+
+from client import chain, ledger
+from common.study import Study
+from server.events import read
+from simulations.experiment import Request, run
+from simulations.plan import plan
+from simulations.sites import lifetime, one_digit
+
+
+def request(folder: Path, study: Study, **more: Any) -> Request:
+    data = write_npz(folder / "data.npz", images=48, seed=0, official=True)
+    return Request(study=study, data=f"medmnist:{data}", sites=3, out=folder / "out", **more)
+
+
+@pytest.mark.e2e
+def test_a_private_run_says_what_it_promises_and_what_only_a_simulation_sees(tmp_path: Path) -> None:
+    study = private_study()
+    asked = request(tmp_path, study, compare=True)
+    summary = run(asked, jobs=1)
+    assert sorted(summary["privacy"]) == ["site-0", "site-1", "site-2"]
+    for site, found in summary["privacy"].items():
+        assert found["epsilon"] == 8.0 and found["unit"] == "patient" and found["steps_planned"] == 3
+        assert found["steps_charged"] == 2 and 0 < found["epsilon_charged"] < 8.0
+        assert found["nominal_patients"] == one_digit(summary["sites"][site]["patients"])
+        assert found["ledger"]["epsilon"] == lifetime(study).epsilon and found["ledger"]["left"]["test"] == 1.0
+    assert summary["final"]["source"] == "simulation" and summary["final_private"] == {}
+    assert {r["metrics"]["source"] for r in summary["rounds"]} == {"simulation"}
+    assert summary["comparison"]["unprotected"]["test"]["auc"] is not None
+    # What the server had: no metric of any kind.
+    for event in read(asked.out / "events.jsonl"):
+        if event["event"] == "round":
+            assert event["metrics"] == {"val": {}}
+        assert "test" not in event and "private" not in event
+    page = (asked.out / "report.html").read_text(encoding="utf-8")
+    for said in ("What protects the patients", "add or remove one patient", "epsilon = 8", "Not covered:", "PRV"):
+        assert said in page
+    assert "No differential privacy was used" not in page and "Visible in a simulation only" in page
+    card = json.loads((asked.out / "model.json").read_text(encoding="utf-8"))
+    assert card["validation"] == {}
+
+
+@pytest.mark.e2e
+def test_a_resumed_run_is_charged_for_no_closed_round_again(tmp_path: Path) -> None:
+    asked = request(tmp_path, private_study(study={"rounds": 3}))
+
+    def stop(_name: str, event: Any) -> None:
+        if event["event"] == "round" and event["round"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(asked, jobs=1, watch=stop)
+    summary = run(asked, resume=True, jobs=1)
+    assert len(summary["rounds"]) == 3
+    for site in ("site-0", "site-1", "site-2"):
+        entries = chain.read(asked.out / "sites" / site / ledger.FOLDER, ledger.NAME).entries
+        # Round 2 was closed but not yet saved: its orders come again, with the same weights, and cost nothing.
+        assert [entry.body["round"] for entry in entries if entry.kind == "reserve"] == [1, 2, 3]
+
+
+def test_a_simulated_site_declares_one_digit() -> None:
+    assert [one_digit(n) for n in (0, 1, 9, 14, 15, 149, 1234, 96)] == [1, 1, 9, 10, 20, 100, 1000, 100]
+
+
+def test_the_plan_says_what_privacy_costs() -> None:
+    study = private_study(study={"rounds": 20})
+    found = plan(study, images=200, sites=3, threads=1).privacy
+    assert found is not None and found.statement["steps_planned"] == 22
+    assert found.noise_over_signal == pytest.approx((14274 * 3) ** 0.5 / (found.mu * 600))
+    assert found.verdict == "learning will suffer" and 8.0 < found.lifetime_epsilon < 11.0
+    rich = plan(study, images=20_000, sites=3, threads=1).privacy
+    poor = plan(study, images=20, sites=3, threads=1).privacy
+    assert rich is not None and poor is not None
+    assert (rich.verdict, poor.verdict) == ("all is well", "nothing will be learnt")
