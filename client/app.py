@@ -100,7 +100,8 @@ def _answer(site: Site, order: wire.Order, message: Message) -> wire.Answer:
 
 
 def _private(site: Site, study: Study, order: wire.Order, model: nn.Module) -> wire.Vector:
-    return private.update(site, study, order, model, lambda: _dataset(site, study))
+    answer = private.update if order.kind == "update" else private.evaluate
+    return answer(site, study, order, model, lambda: _dataset(site, study))
 
 
 def _model(study: Study) -> nn.Module:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from client import cohort, ledger, train
 from client.augment import augment
 from client.dataset import Dataset
-from client.dp import selftest
+from client.dp import metrics, selftest
 from client.dp.gradients import Losses, Observed, Trained, trained
 from client.dp.patients import Nobody, Patients, Pool, blank_of
 from client.dp.step import Plan, private_update, way_of
@@ -89,6 +89,28 @@ def update(site: Site, study: Study, order: Order, model: nn.Module, dataset: Op
     released = np.frombuffer(_released(site, study, order, event, compute), "<f4")
     weighted = released * np.float32(guarantee.site_weight(study, nominal_patients(site)))
     return layout_of(study, "update").pack(np.clip(weighted, -LARGEST / 2, LARGEST / 2), {})
+
+
+def evaluate(site: Site, study: Study, order: Order, model: nn.Module, dataset: Open) -> NDArray[np.float32]:
+    """Answer to an `evaluate` order: one noised release of the metrics of the weights that the model holds.
+
+    The same order gets the same bytes, at no charge. Raises StudyError where the study releases no metrics,
+    BudgetError when its releases are used up.
+    """
+    event, what = guarantee.release_event(study), guarantee.metrics_of(study)
+
+    def compute() -> bytes:
+        try:
+            vectors = metrics.parts(model, dataset().pools[event.pool], what)
+        except Exception as error:
+            note_error(site, "images", error)
+            vectors = iter(())
+        values, seen = metrics.released(vectors, what, event, key=fresh_key())
+        if seen.unusable:
+            note_error(site, "metrics", DataError(f"{seen.unusable} of {seen.patients} patients could not be judged"))
+        return values.astype("<f4").tobytes()
+
+    return np.frombuffer(_released(site, study, order, event, compute), "<f4")
 
 
 def noised_update(

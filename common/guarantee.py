@@ -12,6 +12,7 @@ from common.accounting import ACCOUNTANT, calibrate, epsilon_of, gaussian_releas
 from common.errors import StudyError
 from common.event import NEIGHBOURS, UNIT, Event, check_delta, steps_of
 from common.study import Evaluation, Privacy, Study
+from common.tasks.release import Release, release_of
 
 MOST_UNEQUAL = 3.0  # how often the smallest site's patients may fit into the largest's where sites count the same
 
@@ -55,16 +56,23 @@ def order_event(study: Study) -> Event:
 @lru_cache(maxsize=64)
 def release_event(study: Study) -> Event:
     """One release of metrics. Raises StudyError where the study releases none."""
-    privacy = privacy_of(study)
-    if privacy.evaluation is None:
-        raise StudyError(f"study {study.study.name!r} has no [privacy.evaluation]")
+    evaluation, delta = _evaluation(study), privacy_of(study).delta
     every = gaussian_release(
-        epsilon=privacy.evaluation.epsilon,
-        delta=privacy.delta,
-        releases=privacy.evaluation.releases,
-        pool=privacy.evaluation.pool,
+        epsilon=evaluation.epsilon, delta=delta, releases=evaluation.releases, pool=evaluation.pool
     )
     return replace(every, steps=1)
+
+
+def metrics_of(study: Study) -> Release:
+    """What a release of metrics holds. Raises StudyError where the study releases none."""
+    return release_of(study.study.task, study.study.classes, score_bins=_evaluation(study).score_bins)
+
+
+def _evaluation(study: Study) -> Evaluation:
+    evaluation = privacy_of(study).evaluation
+    if evaluation is None:
+        raise StudyError(f"study {study.study.name!r} has no [privacy.evaluation]")
+    return evaluation
 
 
 def plans(study: Study) -> tuple[tuple[Event, int], ...]:
@@ -84,7 +92,7 @@ def claim(study: Study, pool: str) -> tuple[float, float]:
 
 def release_rounds(study: Study) -> frozenset[int]:
     """After which rounds metrics are released: evenly spaced, the last of them after the last round."""
-    evaluation: Evaluation | None = privacy_of(study).evaluation
+    evaluation = privacy_of(study).evaluation
     if evaluation is None:
         return frozenset()
     return frozenset(round(n * study.study.rounds / evaluation.releases) for n in range(1, evaluation.releases + 1))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from common import params
+from common import guarantee, params
 from common.errors import DataError
 from common.metrics import Sums
 from common.models import build_model
@@ -30,7 +30,8 @@ class Layout:
     An `update` carries weight x (local weights - order's weights), the weight, and validation sums of the order's
     weights.
     An `evaluate` answer carries validation and test sums alone.
-    Under `[privacy]` an update carries public weight x noised update and nothing else.
+    Under `[privacy]` an update carries public weight x noised update and nothing else, and an `evaluate` answer one
+    noised release of metrics (`common.tasks.release`), if the study has any.
     """
 
     tensors: params.Shapes
@@ -79,7 +80,8 @@ def layout_of(study: Study, kind: Literal["update", "evaluate"]) -> Layout:
     with torch.device("meta"):
         tensors = params.shapes(build_model(study), trainable=True) if kind == "update" else ()
     if study.privacy is not None:
-        return Layout(tensors=tensors, sums=())
+        releases = kind == "evaluate" and study.privacy.evaluation is not None
+        return Layout(tensors=tensors, sums=guarantee.metrics_of(study).layout if releases else ())
     weight: params.Shapes = (("weight", ()),) if kind == "update" else ()
     sums = tuple((f"{pool}/{name}", shape) for pool in POOLS[kind] for name, shape in metric_shapes(study).items())
     return Layout(tensors=tensors, sums=weight + sums)

@@ -21,6 +21,7 @@ MODELS_OF_TASK = {
     "segmentation": ("unet", "scatter"),
     "detection": ("retinanet", "fasterrcnn"),
 }
+Freeze = Literal["none", "backbone", "all_but_head"]
 
 
 def _printable(name: str) -> str:
@@ -97,7 +98,14 @@ class ModelPart(_Part):
     pretrained_sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = Field(
         "", description="SHA-256 of the .safetensors file that training starts from; the file itself is a run option"
     )
-    freeze: Literal["none", "backbone"] = Field("none", description="what stays as pretrained and is never sent")
+    freeze: Freeze = Field(
+        "none",
+        description="what stays as pretrained and is never sent: nothing, the backbone, or all but the last layer"
+        " (of detectors: the layers that give classes and boxes)",
+    )
+    weight_standardisation: bool = Field(
+        False, description="cnn, resnet18, unet: convolutions with standardised kernels; needs norm = 'group'"
+    )
 
 
 class Preprocessing(_Part):
@@ -191,7 +199,9 @@ class Evaluation(_Part):
     releases: Annotated[int, Field(ge=1, le=1000)] = Field(
         1, description="1: the final model alone; each of R releases has sqrt(R) times the noise"
     )
-    score_bins: Annotated[int, Field(ge=2, le=64)] = Field(8, description="bins of a score's logit, from -6 to 6")
+    score_bins: Annotated[int, Field(ge=2, le=64)] = Field(
+        16, description="bins of a score's logit, from -6 to 6: few lose the order of scores, many take up noise"
+    )
 
 
 class Privacy(_Part):
@@ -265,8 +275,12 @@ class Study(_Part):
             raise ValueError("study.classes: classification needs at least two")
         if model.name == "unet" and any(side % 16 for side in model.image_size):
             raise ValueError("model.image_size: both sides must be multiples of 16 for unet")
-        if model.freeze == "backbone" and not model.pretrained_sha256:
-            raise ValueError("model.freeze = 'backbone' needs pretrained_sha256: random layers are not worth keeping")
+        if model.freeze != "none" and not model.pretrained_sha256:
+            raise ValueError(
+                f"model.freeze = {model.freeze!r} needs pretrained_sha256: random layers are not worth keeping"
+            )
+        if model.weight_standardisation and model.norm == "none":
+            raise ValueError("model.weight_standardisation needs model.norm = 'group': kernels lose their length")
         if self.privacy is None:
             _fits_without_privacy(self)
         else:
@@ -297,6 +311,9 @@ class Study(_Part):
 # Keys that only some models, optimisers or algorithms have. Setting one for another is a mistake, not a wish.
 _OWNERS = {
     "model.head": ("cnn",),
+    "model.norm": ("cnn", "resnet18", "unet", "retinanet", "fasterrcnn"),
+    "model.freeze": ("cnn", "resnet18", "unet", "retinanet", "fasterrcnn"),
+    "model.weight_standardisation": ("cnn", "resnet18", "unet"),
     "model.base_channels": ("unet",),
     "model.backbone": ("retinanet", "fasterrcnn"),
     "model.anchor_sizes": ("retinanet", "fasterrcnn"),

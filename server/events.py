@@ -128,14 +128,14 @@ def summary(events: Sequence[Event]) -> dict[str, Any]:
     if not counted or counted[0]["event"] != "started":
         raise RunError("the event log has no start: it belongs to no run")
     started = counted[0]
-    keys = ("round", "participants", "absent", "metrics", "bytes_up", "bytes_down", "seconds")
+    keys = ("round", "participants", "absent", "metrics", "released", "bytes_up", "bytes_down", "seconds")
     finals = [{key: e[key] for key in ("val", "test") if key in e} for e in counted if e["event"] == "final"]
     released = [e["private"] for e in counted if e["event"] == "final" and "private" in e]
     found = {
         "schema": 1,
         "study": {"name": started["study"]["study"]["name"], "hash": started["study_hash"]},
         "backend": started["backend"],
-        "rounds": [{key: event[key] for key in keys} for event in counted if event["event"] == "round"],
+        "rounds": [{key: event[key] for key in keys if key in event} for event in counted if event["event"] == "round"],
         "final": finals[-1] if finals else {},
     }
     if started["study"].get("privacy") is not None:

@@ -21,6 +21,7 @@ from common.tasks import task_of
 from server import aggregate, checkpoint, model_card, rounds
 from server.events import EventLog
 from server.exchange import Exchange
+from server.private_metrics import private_metrics
 
 PROPOSAL_DEADLINE = 60.0  # seconds: a node that hangs when it is shown the study must not hold up every round
 Watch = Callable[[dict[str, Any]], None]
@@ -74,8 +75,10 @@ class _Run:
 
     def __init__(self, exchange: Exchange, study: Study, options: Options) -> None:
         self._sites, self._study, self._options = exchange, study, options
+        self._releases: frozenset[int] = frozenset()  # rounds, but for the last: that is the final model's
         if study.privacy is not None:
             _check_nominal(study, options)
+            self._releases = guarantee.release_rounds(study) - {study.study.rounds}
         self._task = task_of(study)
         with seeded(study.study.seed, "initialisation"):
             self._model = build_model(study)
@@ -144,6 +147,7 @@ class _Run:
             closed = aggregate.close(done.total.total(), self._layouts["update"], public_weight=weight)
             metrics = self._metrics(closed.sums)
             self._close(number, closed.mean, metrics.get("validation", {}))
+            released = {"released": self._release(number)} if number in self._releases else {}
             self._record(
                 {
                     "event": "round",
@@ -155,6 +159,7 @@ class _Run:
                     "bytes_up": done.bytes_up,
                     "bytes_down": done.bytes_down,
                     "seconds": {"train": max(done.seconds.values(), default=0.0), "sites": done.seconds},
+                    **released,
                 }
             )
             checkpoint.save_checkpoint(self._options.out / "checkpoints", self._saved)
@@ -179,9 +184,24 @@ class _Run:
 
     def _finish_privately(self) -> None:
         """The model, and of its metrics what the study releases, if anything."""
+        releases = bool(guarantee.release_rounds(self._study))
+        released = {"private": self._release(self._study.study.rounds + 1)} if releases else {}
         self._save_model({})
-        self._record({"event": "final"})
+        self._record({"event": "final", **released})
         self._record({"event": "finished"})
+
+    def _release(self, number: int) -> dict[str, Any]:
+        """The metrics that the sites release of the current weights, each with the interval of its noise."""
+        done = self._attempts(number, "evaluate")
+        sites, agreement = done.round.participants, self._study.study
+        event = guarantee.release_event(self._study)
+        share = dict(zip(("train", "validation", "test"), agreement.split, strict=True))[event.pool]
+        return private_metrics(
+            done.total.total(),
+            guarantee.metrics_of(self._study),
+            noise_multipliers=dict.fromkeys(sites, event.noise_multiplier),
+            nominal_patients={site: round(share * self._options.nominal[site]) for site in sites},
+        )
 
     def _save_model(self, validation: dict[str, Any]) -> None:
         model_card.save_model(

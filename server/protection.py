@@ -6,6 +6,7 @@ from typing import Any
 from common import page
 from common.guarantee import NOT_COVERED
 from common.page import Section, Table, Text
+from server.private_metrics import describe
 
 _POOLS = {"train": "training", "validation": "validation", "test": "test"}
 
@@ -49,6 +50,13 @@ def sections(summary: Mapping[str, Any]) -> list[Section]:
     blocks: list[page.Block] = [Text(paragraphs=(promise, how)), page.folded(table, summary=f"All {len(names)} sites")]
     if "evaluation" in first:
         blocks.append(Text(paragraphs=(_evaluation(first["evaluation"]),)))
+    released = [(f"After round {r['round']}: ", r["released"]) for r in summary["rounds"] if "released" in r]
+    if "evaluation" not in first:
+        released.append(("", None))
+    elif summary.get("final_private"):
+        released.append(("Final model: ", summary["final_private"]))
+    lines = [f"{of}{line}" for of, metrics in released for line in describe(metrics)]
+    blocks.append(Text(paragraphs=tuple(lines), listed=len(lines) > 1))
     if "ledger" in first:
         blocks.append(_ledgers(sites, names))
     blocks += [Text(paragraphs=("Not covered:",)), Text(paragraphs=NOT_COVERED, listed=True)]

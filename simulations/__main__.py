@@ -297,6 +297,9 @@ def protection(found: Any, *, sites: int) -> Any:
     table.add_row("noise multiplier", f"{said['noise_multiplier']:g} ({said['accountant']})")
     table.add_row("mu (signal of a patient over noise)", f"{found.mu:.2f}")
     table.add_row("noise over signal of the run", f"{found.noise_over_signal:.2f}: {found.verdict}")
+    for name, half in found.half_widths.items():
+        width = "not measurable at this epsilon" if half is None else f"within {half:.3f} of the true one"
+        table.add_row(f"released {name.replace('_', ' ')}", width)
     table.add_row("a new ledger must allow in all", f"epsilon {found.lifetime_epsilon:g}; each site says what is left")
     return table
 

@@ -20,6 +20,7 @@ from common.randomness import seeded, stream
 from common.study import Study
 from common.tasks import task_of
 from common.tasks.batch import Batch, Objects
+from server.private_metrics import measurable, planned_half_width
 from simulations.sites import lifetime
 
 _MOMENTS = {"sgd": 1, "adam": 2, "adamw": 2}  # values an optimiser keeps per trained parameter
@@ -37,6 +38,7 @@ class Protection:
     mu: float
     noise_over_signal: float
     lifetime_epsilon: float  # the smallest that a site's ledger must have been made with, if the study is its first
+    half_widths: dict[str, float | None]  # by metric, of the interval that noise alone will give; None: not measurable
     verdict: str
 
 
@@ -119,8 +121,25 @@ def _protection(study: Study, trained: int, *, images: int, sites: int) -> Prote
         mu=mu,
         noise_over_signal=ratio,
         lifetime_epsilon=lifetime(study).epsilon,
+        half_widths=_half_widths(study, images=images, sites=sites),
         verdict=verdict,
     )
+
+
+def _half_widths(study: Study, *, images: int, sites: int) -> dict[str, float | None]:
+    """Of the released metrics, from public numbers alone; {} where none are released."""
+    if not guarantee.release_rounds(study):
+        return {}
+    event, (train, validation, test) = guarantee.release_event(study), study.study.split
+    held_out = images / train * {"validation": validation, "test": test}.get(event.pool, 0.0)
+    planned = planned_half_width(
+        guarantee.metrics_of(study),
+        noise_multiplier=event.noise_multiplier,
+        sites=sites,
+        nominal_patients=sites * held_out,
+        class_prior=study.training.class_prior,
+    )
+    return {name: found if measurable(found) else None for name, found in planned.items()}
 
 
 def _server_moments(study: Study) -> int:

@@ -93,7 +93,7 @@ class Detection:
             bins = curves.bin_of(scores, count=sums["proposed"].shape[1])
             sums["objects"][position] = len(objects)
             np.add.at(sums["proposed"][position], bins, 1)
-            np.add.at(sums["true"][position].T, bins, _found(boxes, objects))
+            np.add.at(sums["true"][position].T, bins, found(boxes, objects))
         return sums
 
     def summarise(self, sums: Mapping[str, NDArray[np.float64]]) -> dict[str, Any]:
@@ -170,7 +170,7 @@ class Detection:
         }
 
 
-def _found(boxes: NDArray[np.float32], objects: NDArray[np.float32]) -> NDArray[np.float64]:
+def found(boxes: NDArray[np.float32], objects: NDArray[np.float32]) -> NDArray[np.float64]:
     """Which of the boxes [n, 4], best first, find an object of their own at each overlap: 0 or 1, [n, 10].
 
     COCO's greedy rule: in order of score each box takes the free object that it overlaps most, if that is enough.

@@ -227,6 +227,45 @@ def test_every_byte_of_a_reply_is_the_header_or_a_release(folder: Path) -> None:
     assert found["order_hash"] == asked.sha256 and found["study_hash"] == STUDY.sha256
 
 
+EVALUATED = private_study(privacy={"evaluation": {"epsilon": 3.0, "releases": 2}})
+
+
+def test_metrics_leave_as_a_noised_release_that_is_paid_from_their_own_pool(folder: Path) -> None:
+    assert ask(folder, order("propose", EVALUATED), EVALUATED).reason is Reason.OK
+    asked = order("evaluate", EVALUATED)
+    first, again = ask(folder, asked, EVALUATED), ask(folder, asked, EVALUATED)
+    assert first.vector is not None and again.vector is not None
+    assert first.vector.tobytes() == again.vector.tobytes()
+    assert first.vector.shape == (2 * 16,)  # two histograms of 16 bins, and nothing else
+    (reserve,) = records(folder, "reserve")
+    assert reserve["pool"] == reserve["event"]["pool"] == "test"
+    assert reserve["event"] == guarantee.release_event(EVALUATED).to_json()
+    assert np.std(first.vector) == pytest.approx(reserve["event"]["noise_multiplier"], rel=0.5)
+    assert ask(folder, order("evaluate", EVALUATED, value=0.02), EVALUATED).reason is Reason.OK
+    assert ask(folder, order("evaluate", EVALUATED, value=0.03), EVALUATED).reason is Reason.BUDGET
+
+
+@pytest.mark.parametrize("case", ["damaged", "no index that can be read", "no patients"])
+def test_metrics_are_answered_whatever_the_patients_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    folder = protect(write_site(tmp_path / "site-0", images=0 if case == "no patients" else 24, seed=0))
+    if case == "no index that can be read":
+        (folder / "index.sqlite").write_bytes(b"not a database")
+    elif case == "damaged":
+        monkeypatch.setattr("client.dataset.Images.batch", broken)
+    ask(folder, order("propose", EVALUATED), EVALUATED)
+    got = ask(folder, order("evaluate", EVALUATED), EVALUATED)
+    assert got.reason is Reason.OK and got.vector is not None and np.std(got.vector) > 1
+
+
+def test_a_study_without_evaluation_is_asked_for_metrics_in_vain(folder: Path) -> None:
+    ask(folder, order("propose"))
+    got = wire.answer_from(send(folder, order("evaluate")), to=order("evaluate"), length=0)
+    assert got.reason is Reason.POLICY and got.vector is None
+    assert not records(folder, "reserve")
+
+
 def refused(folder: Path, study: Study = STUDY) -> Reason:
     answer = ask(folder, order("propose", study))
     assert ask(folder, order("update", study), study).reason is not Reason.OK

@@ -48,6 +48,25 @@ def test_a_private_run_says_what_it_promises_and_what_only_a_simulation_sees(tmp
 
 
 @pytest.mark.e2e
+def test_metrics_are_released_when_the_study_says_so_and_never_otherwise(tmp_path: Path) -> None:
+    evaluation = {"epsilon": 30.0, "releases": 2, "pool": "validation"}
+    asked = request(tmp_path, private_study(study={"rounds": 4}, privacy={"evaluation": evaluation}))
+    summary = run(asked, jobs=1)
+    assert ["released" in entry for entry in summary["rounds"]] == [False, True, False, False]
+    for found in (summary["rounds"][1]["released"], summary["final_private"]):
+        assert found["sites"] == ["site-0", "site-1", "site-2"] and {"value", "low", "high", "reason"} <= set(
+            found["auc"]
+        )
+    events = read(asked.out / "events.jsonl")
+    assert sum("released" in event for event in events) == 1
+    assert [event["private"] == summary["final_private"] for event in events if event["event"] == "final"] == [True]
+    privacy = summary["privacy"]["site-0"]
+    assert privacy["evaluation"]["releases"] == 2 and privacy["ledger"]["left"]["validation"] < 0.2
+    page = (asked.out / "report.html").read_text(encoding="utf-8")
+    assert "After round 2: " in page and "Final model: AUC" in page
+
+
+@pytest.mark.e2e
 def test_a_resumed_run_is_charged_for_no_closed_round_again(tmp_path: Path) -> None:
     asked = request(tmp_path, private_study(study={"rounds": 3}))
 
