@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.crypto.stream import keystream, words
+from common.crypto.stream import Stream, keystream, words
 
 KEY = bytes(range(32))
 
@@ -50,3 +50,29 @@ def test_odd_or_negative_starts_and_lengths_are_refused() -> None:
             words(KEY, 2, start=start)
     with pytest.raises(ValueError, match="-1 bytes"):
         keystream(KEY, -1)
+
+
+@given(st.lists(st.integers(0, 40), max_size=6), st.integers(0, 20))
+def test_reading_on_gives_the_words_of_the_whole_stream(counts: list[int], start: int) -> None:
+    stream, found = Stream(KEY, start=2 * start), []
+    for count in counts:
+        out = np.empty(count, "<u8")
+        stream.read(out)
+        found += out.tolist()
+    assert found == words(KEY, sum(counts), start=2 * start).tolist()
+
+
+def test_a_read_longer_than_the_zeros_goes_on_where_it_was() -> None:
+    out = np.empty(2**17 + 3, "<u8")
+    Stream(KEY).read(out)
+    assert np.array_equal(out, words(KEY, len(out)))
+
+
+def test_a_stream_refuses_what_words_refuses_and_words_of_another_kind() -> None:
+    with pytest.raises(ValueError, match="even word"):
+        Stream(KEY, start=1)
+    with pytest.raises(ValueError, match="31 bytes"):
+        Stream(KEY[:31])
+    for dtype in (">u8", "<i8", "<u4", "<f8"):
+        with pytest.raises(ValueError, match="little-endian"):
+            Stream(KEY).read(np.empty(2, dtype))
