@@ -2,16 +2,21 @@
 
 import logging
 import os
+import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from client import private, train
+from client import approval, audit, permit, private, secure, train
+from client.chain_lines import Entry
 from client.dataset import Dataset, index_fingerprint, open_dataset
+from client.session import Invitation
 from client.site import Site, known_study, note_error, open_site, remember
 from common import params, wire
 from common.errors import FederationError, MessageError, Reason
@@ -37,7 +42,9 @@ def handle(message: Message, context: Context) -> Message:
     except (FederationError, OSError, KeyError) as error:
         logging.getLogger("fedward").error("no answer: %s", error)
         return Message(Error(0, str(Reason.FAILED)), reply_to=message)
-    return Message(wire.answer_record(respond(site, message)), reply_to=message)
+    reply = wire.answer_record(respond(site, message))
+    _wait(site)
+    return Message(reply, reply_to=message)
 
 
 def _folder(context: Context) -> Path:
@@ -48,17 +55,46 @@ def _folder(context: Context) -> Path:
 
 
 def respond(site: Site, message: Message) -> wire.Answer:
-    """The site's answer to an order. Never raises: the text of an exception would reach the server."""
+    """The site's answer to an order; order and answer are in its audit log when this returns.
+
+    Never raises: the text of an exception would reach the server.
+    """
+    size = wire.size_of(message.content)
     try:
         order = wire.order_from(message.content)
     except MessageError as error:
         note_error(site, "order", error)
+        with _noting(site):
+            audit.unreadable(site, error, size=size)
         return _unreadable(site)
+    wrong: Exception | None = None
     try:
-        return _answer(site, order, message)
+        lines = audit.received(site, order, size=size)
+        answer = _answer(site, order, message, lines)
     except Exception as error:
         note_error(site, f"round {order.round}", error)
-        return _verdict(site, order, error.code if isinstance(error, FederationError) else Reason.FAILED)
+        wrong = error
+        answer = _verdict(site, order, error.code if isinstance(error, FederationError) else Reason.FAILED)
+    with _noting(site):
+        audit.answered(site, answer, wrong)
+        return answer
+    return _verdict(site, order, Reason.FAILED)  # nothing leaves that could not be written down
+
+
+@contextmanager
+def _noting(site: Site) -> Iterator[None]:
+    """Errors of the audit log itself, for the operator."""
+    try:
+        yield
+    except Exception as error:
+        note_error(site, "audit", error)
+
+
+def _wait(site: Site) -> None:
+    """Until the next multiple of `policy.answer_every`: how long the work took is not to be seen."""
+    every = site.policy.answer_every
+    if every:
+        time.sleep(every - time.time() % every)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,36 +108,59 @@ _datasets: OrderedDict[tuple[Path, str], _Warm] = OrderedDict()
 _models: OrderedDict[str, nn.Module] = OrderedDict()
 
 
-def _answer(site: Site, order: wire.Order, message: Message) -> wire.Answer:
+def _answer(site: Site, order: wire.Order, message: Message, lines: Sequence[Entry]) -> wire.Answer:
+    """What to answer; `lines` of the audit log say what was approved."""
     if order.kind == "propose":
         study = from_json(order.study_json)
         if study.sha256 != order.study_hash:
             return _verdict(site, order, Reason.STUDY_CHANGED)
+        permit.study(site, study, lines)
         if study.privacy is None:
             private.demand_unprotected(site, study)
         else:
             private.agree(site, study)
         remember(site, study)
+        approval.settle(site, study)
         return _verdict(site, order, Reason.OK)
     known = known_study(site, order.study_hash)
     if known is None:
         return _verdict(site, order, Reason.STUDY_CHANGED)
-    model = _model(known)
+    permit.order(site, known, order, lines)
+    if known.aggregation.secure:
+        return _masked(site, known, order, message)
+    if order.session or order.kind not in ("update", "evaluate"):
+        raise MessageError("an order of secure aggregation in a study without it")
+    return replace(_verdict(site, order, Reason.OK), vector=vector(site, known, order, message))
+
+
+def _masked(site: Site, study: Study, order: wire.Order, message: Message) -> wire.Answer:
+    """The answer of a secure study: nothing that was computed from the site's data leaves it in the clear."""
+    if not order.session:
+        raise MessageError("an order in the clear in a study with secure aggregation")
+
+    def opened(asked: wire.Order) -> None:
+        if study.privacy is not None:
+            private.opened_sum(site, study, asked)
+
+    session, words = secure.respond(
+        site, study, order, lambda invitation: vector(site, study, order, message, invitation), opened
+    )
+    return replace(_verdict(site, order, Reason.OK), session=session, words=words)
+
+
+def vector(
+    site: Site, study: Study, order: wire.Order, message: Message, invitation: Invitation | None = None
+) -> wire.Vector:
+    """What the site has to say to an `update` or `evaluate` order, not yet masked."""
+    model = _model(study)
     shapes = params.shapes(model, trainable=False)
     params.assign(model, wire.weights_from(message.content, order, length=params.length(shapes)))
-    if known.privacy is not None:
-        return _verdict(site, order, Reason.OK, _private(site, known, order, model))
-    dataset = _dataset(site, known)
+    if study.privacy is not None:
+        answer = private.update if order.kind == "update" else private.evaluate
+        return answer(site, study, order, model, lambda: _dataset(site, study), invitation=invitation)
     if order.kind == "update":
-        vector = train.update(model, dataset, known, site=site.name, round=order.round)
-    else:
-        vector = train.evaluate(model, dataset, known)
-    return _verdict(site, order, Reason.OK, vector)
-
-
-def _private(site: Site, study: Study, order: wire.Order, model: nn.Module) -> wire.Vector:
-    answer = private.update if order.kind == "update" else private.evaluate
-    return answer(site, study, order, model, lambda: _dataset(site, study))
+        return train.update(model, _dataset(site, study), study, site=site.name, round=order.round)
+    return train.evaluate(model, _dataset(site, study), study)
 
 
 def _model(study: Study) -> nn.Module:
@@ -128,7 +187,7 @@ def _dataset(site: Site, study: Study) -> Dataset:
     return warm.dataset
 
 
-def _verdict(site: Site, order: wire.Order, reason: Reason, vector: wire.Vector | None = None) -> wire.Answer:
+def _verdict(site: Site, order: wire.Order, reason: Reason) -> wire.Answer:
     return wire.Answer(
         site=site.name,
         kind=order.kind,
@@ -137,7 +196,6 @@ def _verdict(site: Site, order: wire.Order, reason: Reason, vector: wire.Vector 
         study_hash=order.study_hash,
         order_hash=order.sha256,
         reason=reason,
-        vector=vector,
     )
 
 

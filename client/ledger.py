@@ -198,6 +198,14 @@ class Ledger:
             self._append(Forget(query=query.sha256))
         self._released.forget(query)
 
+    def mark(self, query: Query, text: str) -> None:
+        """Keep a note beside a stored release, on disk when this returns: in which session it was masked."""
+        self._released.mark(query, text)
+
+    def marked(self, query: Query) -> str | None:
+        """The note beside a stored release; None where there is none, or nothing is stored."""
+        return self._released.marked(query) if query.sha256 in self._state.stored else None
+
     def close_study(self, study: str) -> None:
         """Give back what the study was allocated and never reserved."""
         self._append(record_from("close", {"study": study}))

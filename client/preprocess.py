@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from common.study import Preprocessing, Study
+from common.parts import Preprocessing
+from common.study import Study
 
 if TYPE_CHECKING:
     import torch

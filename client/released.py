@@ -47,6 +47,22 @@ class Released:
             raise ChainError(f"{self._folder}: can't be written ({error.strerror}): free disk space") from error
         return hashlib.sha256(update).hexdigest()
 
+    def mark(self, query: Query, text: str) -> None:
+        """Keep a note beside an update. Raises ChainError when it can't be written."""
+        try:
+            write_privately(self._note(query), text.encode())
+        except OSError as error:
+            raise ChainError(f"{self._folder}: can't be written ({error.strerror}): free disk space") from error
+
+    def marked(self, query: Query) -> str | None:
+        """The note beside an update; None where there is none."""
+        try:
+            return self._note(query).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ChainError(f"{self._note(query)}: can't be read") from error
+
     def get(self, query: Query, digest: str) -> bytes | None:
         """The update with this digest; None where it is gone. Raises ChainError where it is not what was stored."""
         path = self._path(query)
@@ -62,7 +78,7 @@ class Released:
 
     def forget(self, query: Query) -> None:
         """Delete what was stored for this query."""
-        self._delete([self._path(query)])
+        self._delete([self._path(query), self._note(query)])
 
     def forget_before(self, query: Query) -> None:
         """Delete what the study released in earlier rounds."""
@@ -86,6 +102,9 @@ class Released:
 
     def _path(self, query: Query) -> Path:
         return self._folder / f"{_study(query)}-{query.round}-{query.sha256}"
+
+    def _note(self, query: Query) -> Path:
+        return self._path(query).with_suffix(".note")
 
 
 def _study(query: Query) -> str:

@@ -15,8 +15,9 @@ from client.dataset import Dataset, Images, batches
 from common import metrics, params
 from common.errors import DataError
 from common.layout import POOLS, layout_of, metric_shapes
+from common.parts import Training
 from common.randomness import seeded, stream
-from common.study import Study, Training
+from common.study import Study
 from common.tasks import task_of
 
 EVALUATION_BATCH = 64  # images at most, and fewer of large ones: has no influence on results

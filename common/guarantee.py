@@ -11,7 +11,8 @@ from typing import Any
 from common.accounting import ACCOUNTANT, calibrate, epsilon_of, gaussian_release
 from common.errors import StudyError
 from common.event import NEIGHBOURS, UNIT, Event, check_delta, steps_of
-from common.study import Evaluation, Privacy, Study
+from common.parts import Evaluation, Privacy
+from common.study import Study
 from common.tasks.release import Release, release_of
 
 MOST_UNEQUAL = 3.0  # how often the smallest site's patients may fit into the largest's where sites count the same

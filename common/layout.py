@@ -19,6 +19,7 @@ from common.study import Study
 from common.tasks import task_of
 
 Pool = Literal["train", "validation", "test"]
+Answering = Literal["update", "evaluate"]  # orders that are answered with a vector
 LARGEST = 2.0**26  # of one value in an answer; more is training gone astray, and could not be added up
 POOLS: dict[str, tuple[Pool, ...]] = {"update": ("validation",), "evaluate": ("validation", "test")}
 
@@ -75,7 +76,7 @@ def metric_shapes(study: Study) -> dict[str, tuple[int, ...]]:
 
 
 @lru_cache(maxsize=8)
-def layout_of(study: Study, kind: Literal["update", "evaluate"]) -> Layout:
+def layout_of(study: Study, kind: Answering) -> Layout:
     """The layout of an answer of this kind, the same at every party that has the study. Allocates no weights."""
     with torch.device("meta"):
         tensors = params.shapes(build_model(study), trainable=True) if kind == "update" else ()

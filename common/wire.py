@@ -21,17 +21,29 @@ from common.errors import MessageError, Reason
 WIRE_VERSION = 1
 HEADER_LIMIT = 4 * 2**20  # bytes of a header's JSON
 RAW = "fedward.f32le"  # how Flower is told that the bytes are ours
-Kind = Literal["propose", "update", "evaluate"]
+WORDS = "fedward.u64le"  # the same for masked vectors
+SESSION_LIMIT = 2**25  # bytes of a protocol message: the lists of 100 sites take a few MB
+Kind = Literal["propose", "keys", "shares", "update", "evaluate", "open", "reveal"]
 Vector = NDArray[np.float32]
+Words = NDArray[np.uint64]
 Record = RecordDict  # for rooms that have no door to flwr
 
-_MESSAGE_TYPES: dict[Kind, str] = {"propose": "query", "update": "train", "evaluate": "evaluate"}
+_MESSAGE_TYPES: dict[Kind, str] = {
+    "propose": "query",
+    "keys": "query",
+    "shares": "query",
+    "update": "train",
+    "evaluate": "evaluate",
+    "open": "query",
+    "reveal": "query",
+}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Order:
     """What the server asks of a site: `propose` shows the study, `update` asks for training, `evaluate` for metric
-    sums.
+    sums. Under secure aggregation `session` holds the protocol's message that goes with it, and `keys`, `shares`,
+    `open` and `reveal` are orders of that protocol alone (common.requests).
     """
 
     kind: Kind
@@ -40,17 +52,23 @@ class Order:
     study_hash: str
     study_json: str = ""  # in `propose` only
     weights: Vector | None = None  # all parameters; absent in `propose`, and while only the header has been read
-    weights_hash: str = ""  # hex SHA-256 of the weights' bytes; "" in `propose`
+    weights_hash: str = ""  # hex SHA-256 of the weights' bytes; "" where there are none
+    run: str = ""  # Fedward's own id of the run, 64 hex digits
+    session: bytes = b""
 
     @cached_property
     def sha256(self) -> str:
-        """Digest over the plan and the weights' digest: what a site's answer is an answer to."""
+        """Digest over the plan and the weights' digest: what a site's answer is an answer to. Without the protocol's
+        message, which names this digest itself.
+        """
         return hashlib.sha256(_canonical(_order_header(self))).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Answer:
-    """What a site sends back: a verdict, and with `ok` to an update or evaluate order its one flat vector."""
+    """What a site sends back: a verdict, and with `ok` to an update or evaluate order its one flat vector, in the clear
+    or as masked words with the protocol's message.
+    """
 
     site: str
     kind: Kind
@@ -60,6 +78,8 @@ class Answer:
     order_hash: str
     reason: Reason
     vector: Vector | None = None
+    words: Words | None = None
+    session: bytes = b""
 
 
 def _canonical(header: dict[str, Any]) -> bytes:
@@ -75,6 +95,7 @@ def _order_header(order: Order) -> dict[str, Any]:
         "study_hash": order.study_hash,
         "study_json": order.study_json,
         "weights_hash": order.weights_hash,
+        "run": order.run,
     }
 
 
@@ -83,19 +104,22 @@ def digest_of(vector: Vector) -> str:
     return hashlib.sha256(np.ascontiguousarray(vector, dtype="<f4").data).hexdigest()
 
 
-def _record(header: dict[str, Any], vector: Vector | None) -> RecordDict:
+def _record(header: dict[str, Any], numbers: Vector | Words | None, session: bytes) -> RecordDict:
     record = RecordDict({"header": ConfigRecord({"json": _canonical(header)})})
-    if vector is not None:
-        data = np.ascontiguousarray(vector, dtype="<f4").tobytes()
-        array = Array(dtype="float32", shape=(vector.size,), stype=RAW, data=data)
-        record["vector"] = ArrayRecord({"vector": array})
+    if numbers is not None:
+        masked = numbers.dtype == np.uint64
+        data = np.ascontiguousarray(numbers, dtype="<u8" if masked else "<f4").tobytes()
+        dtype, kind = ("uint64", WORDS) if masked else ("float32", RAW)
+        record["vector"] = ArrayRecord({"vector": Array(dtype=dtype, shape=(numbers.size,), stype=kind, data=data)})
+    if session:
+        record["session"] = ConfigRecord({"message": session})
     return record
 
 
 def _header(record: RecordDict, expected: dict[str, type]) -> dict[str, Any]:
     """The header with exactly the expected keys and types, whatever was sent."""
     config = record.get("header")
-    if not isinstance(config, ConfigRecord) or set(config) != {"json"} or set(record) - {"header", "vector"}:
+    if not isinstance(config, ConfigRecord) or set(config) != {"json"} or set(record) - {"header", "vector", "session"}:
         raise MessageError("message without its header, or with foreign records")
     text = config["json"]
     if not isinstance(text, bytes) or len(text) > HEADER_LIMIT:
@@ -122,17 +146,37 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _vector(record: RecordDict, length: int) -> Vector:
-    """The float32 vector of exactly this length, all finite."""
+def _session(record: RecordDict) -> bytes:
+    """The protocol's message; b"" where there is none."""
+    if "session" not in record:
+        return b""
+    config = record["session"]
+    text = config.get("message") if isinstance(config, ConfigRecord) and set(config) == {"message"} else None
+    if not isinstance(text, bytes) or not 0 < len(text) <= SESSION_LIMIT:
+        raise MessageError(f"protocol message is not 1 to {SESSION_LIMIT} bytes")
+    return text
+
+
+def _data(record: RecordDict, length: int, *, stype: str, dtype: str, width: int) -> bytes:
     arrays = record.get("vector")
     if not isinstance(arrays, ArrayRecord) or set(arrays) != {"vector"}:
         raise MessageError("message without its vector")
     array = arrays["vector"]
-    if array.stype != RAW or array.dtype != "float32" or tuple(array.shape) != (length,):
-        raise MessageError(f"vector is not {length} raw float32")
-    if len(array.data) != 4 * length:
-        raise MessageError(f"vector of {len(array.data)} bytes, expected {4 * length}")
-    vector = np.frombuffer(array.data, dtype="<f4")
+    if array.stype != stype or array.dtype != dtype or tuple(array.shape) != (length,):
+        raise MessageError(f"vector is not {length} raw {dtype}")
+    if len(array.data) != width * length:
+        raise MessageError(f"vector of {len(array.data)} bytes, expected {width * length}")
+    return array.data
+
+
+def _words(record: RecordDict, length: int) -> Words:
+    """The masked words, exactly so many: any bits are possible."""
+    return np.frombuffer(_data(record, length, stype=WORDS, dtype="uint64", width=8), dtype="<u8")
+
+
+def _vector(record: RecordDict, length: int) -> Vector:
+    """The float32 vector of exactly this length, all finite."""
+    vector = np.frombuffer(_data(record, length, stype=RAW, dtype="float32", width=4), dtype="<f4")
     if not np.isfinite(vector).all():
         raise MessageError("vector holds values that are not finite")
     return vector
@@ -140,7 +184,7 @@ def _vector(record: RecordDict, length: int) -> Vector:
 
 def order_record(order: Order) -> RecordDict:
     """The order as Flower sends it."""
-    return _record(_order_header(order), order.weights)
+    return _record(_order_header(order), order.weights, order.session)
 
 
 def order_from(record: RecordDict) -> Order:
@@ -148,10 +192,12 @@ def order_from(record: RecordDict) -> Order:
 
     Raises MessageError on anything that isn't an order of this wire version.
     """
-    strings = ("kind", "study_hash", "study_json", "weights_hash")
+    strings = ("kind", "study_hash", "study_json", "weights_hash", "run")
     header = _header(record, {**dict.fromkeys(strings, str), "round": int, "attempt": int})
     header.pop("wire")
-    return Order(**header)
+    if header["run"] and (len(header["run"]) != 64 or not set(header["run"]) <= set("0123456789abcdef")):
+        raise MessageError("header's run is not 64 hex digits")
+    return Order(**header, session=_session(record))
 
 
 def weights_from(record: RecordDict, order: Order, *, length: int) -> Vector:
@@ -176,14 +222,15 @@ def answer_record(answer: Answer) -> RecordDict:
         "order_hash": answer.order_hash,
         "reason": str(answer.reason),
     }
-    return _record(header, answer.vector)
+    return _record(header, answer.vector if answer.words is None else answer.words, answer.session)
 
 
 def answer_from(record: RecordDict, *, to: Order, length: int) -> Answer:
-    """The answer that a record holds, checked against the order it must belong to.
+    """The answer that a record holds, checked against the order it must belong to. To an order with a protocol message
+    it has one too, and `length` masked words in the place of a vector.
 
     Raises MessageError when it isn't an answer to this very order, has an unknown reason, or a vector of another
-    length.
+    length or kind.
     """
     strings = ("site", "kind", "study_hash", "order_hash", "reason")
     header = _header(record, {**dict.fromkeys(strings, str), "round": int, "attempt": int})
@@ -196,9 +243,12 @@ def answer_from(record: RecordDict, *, to: Order, length: int) -> Answer:
         reason = Reason(header["reason"])
     except ValueError as error:
         raise MessageError("unknown reason code") from error
-    carries = reason is Reason.OK and to.kind != "propose"
+    carries = reason is Reason.OK and to.kind in ("update", "evaluate")
     if carries != ("vector" in record):
         raise MessageError("a vector where none belongs, or none where one does")
+    secure = reason is Reason.OK and bool(to.session)
+    if secure != ("session" in record):
+        raise MessageError("a protocol message where none belongs, or none where one does")
     return Answer(
         site=header["site"],
         kind=to.kind,
@@ -207,7 +257,9 @@ def answer_from(record: RecordDict, *, to: Order, length: int) -> Answer:
         study_hash=to.study_hash,
         order_hash=header["order_hash"],
         reason=reason,
-        vector=_vector(record, length) if carries else None,
+        vector=_vector(record, length) if carries and not secure else None,
+        words=_words(record, length) if carries and secure else None,
+        session=_session(record),
     )
 
 
@@ -222,20 +274,20 @@ def site_of(record: RecordDict) -> str:
     return str(header.get("site", "")) if isinstance(header, dict) else ""
 
 
-def message(order: Order, record: RecordDict, *, node: int, ttl: float) -> Message:
+def message(order: Order, record: RecordDict, *, node: int, ttl: float, exchange: int) -> Message:
     """A Flower message that carries the order's record to a node; `ttl` in seconds. Nodes with one order share one
-    record.
+    record. `exchange` numbers what is asked at once: nobody waits for what belongs to an earlier one.
     """
     kind = _MESSAGE_TYPES[order.kind]
-    return Message(record, node, kind, ttl=ttl, group_id=f"{order.kind} {order.round} {order.attempt}")
+    return Message(record, node, kind, ttl=ttl, group_id=f"{order.kind} {order.round} {order.attempt} {exchange}")
 
 
 def size_of(record: RecordDict) -> int:
-    """Payload bytes of a record: its header's JSON and its vector."""
-    config, arrays = record.get("header"), record.get("vector")
-    text = config.get("json", b"") if isinstance(config, ConfigRecord) else b""
+    """Payload bytes of a record: its header's JSON, its vector and its protocol message."""
+    arrays = record.get("vector")
     vector = sum(len(array.data) for array in arrays.values()) if isinstance(arrays, ArrayRecord) else 0
-    return (len(text) if isinstance(text, bytes) else 0) + vector
+    texts = [config.values() for config in record.values() if isinstance(config, ConfigRecord)]
+    return vector + sum(len(text) for values in texts for text in values if isinstance(text, bytes))
 
 
 def speak_as_server(*, run_id: int) -> None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from common.errors import MessageError
 from common.layout import Layout
 from common.metrics import Sums
-from common.study import Aggregation
+from common.parts import Aggregation
 
 FRACTION_BITS = 32  # of the fixed-point numbers in which vectors are added
 _LIMIT = 2.0 ** (62 - FRACTION_BITS)

@@ -1,7 +1,7 @@
 """Orders out, answers in one at a time as they arrive, until everybody has answered or the deadline has come."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
@@ -25,6 +25,10 @@ class Clock:
         """Let seconds pass."""
         time.sleep(seconds)
 
+    def begin(self) -> float:
+        """Seconds since the same moment, as an exchange begins."""
+        return self.now()
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Received:
@@ -42,26 +46,33 @@ class Exchange:
     """One end of a Flower grid: who is online, and one order at a time to some of them."""
 
     def __init__(self, grid: Grid, clock: Clock) -> None:
-        self._grid, self._clock = grid, clock
+        self._grid, self._clock, self._number = grid, clock, 0
 
     def online(self) -> frozenset[int]:
         """Nodes that Flower believes to be reachable now."""
         return frozenset(self._grid.get_node_ids())
 
-    def ask(self, nodes: Iterable[int], order: wire.Order, *, length: int, deadline: float) -> Iterator[Received]:
-        """Send the nodes an order and yield what comes back, as it comes; at the deadline (seconds) the rest is late.
+    def ask(
+        self,
+        orders: Mapping[int, wire.Order],
+        *,
+        length: int,
+        deadline: float,
+        enough: Callable[[], bool] = lambda: False,
+        grace: float = 0.0,
+    ) -> Iterator[Received]:
+        """Send each node its order and yield what comes back, as it comes; at the deadline (seconds) the rest is late,
+        and `grace` seconds after `enough` has become true.
 
         Guarantees: at most one `Received` per node, exactly one when read to the end; one answer is held at a time, so
         memory does not grow with the sites. Answers are checked against the order they must belong to and to a vector
-        of
-        `length` values (wire.answer_from).
+        of `length` values or words (wire.answer_from). Nodes with the same order share one record.
         """
-        start = self._clock.now()
-        record = wire.order_record(order)
-        size = wire.size_of(record)
+        start, self._number = self._clock.begin(), self._number + 1
+        records = {id(order): wire.order_record(order) for order in orders.values()}
         pending: dict[str, int] = {}
-        for node in nodes:
-            message = wire.message(order, record, node=node, ttl=deadline)
+        for node, order in orders.items():
+            message = wire.message(order, records[id(order)], node=node, ttl=deadline, exchange=self._number)
             identifier = next(iter(self._grid.push_messages([message])), "")
             if identifier:
                 pending[identifier] = node
@@ -73,20 +84,29 @@ class Exchange:
             for identifier in list(pending):
                 for reply in islice(self._grid.pull_messages([identifier]), 1):  # a second answer is nobody's
                     arrived = True
-                    reason, answer, bytes_up = _verdict(reply, order, length)
+                    node = pending.pop(identifier)
+                    reason, answer, bytes_up = _verdict(reply, orders[node], length)
                     yield Received(
-                        node=pending.pop(identifier),
+                        node=node,
                         reason=reason,
                         answer=answer,
-                        bytes_down=size,
+                        bytes_down=wire.size_of(records[id(orders[node])]),
                         bytes_up=bytes_up,
                         seconds=self._clock.now() - start,
                     )
+            if enough():
+                deadline = min(deadline, self._clock.now() - start + grace)
+                enough = _never
             if pending:
                 pause = _POLL[0] if arrived else min(2 * pause, _POLL[1])
                 self._clock.sleep(min(pause, max(0.0, deadline - (self._clock.now() - start))))
         for node in pending.values():
+            size = wire.size_of(records[id(orders[node])])
             yield Received(node=node, reason=Reason.LATE, bytes_down=size, seconds=deadline)
+
+
+def _never() -> bool:
+    return False
 
 
 def _verdict(message: Message, order: wire.Order, length: int) -> tuple[Reason, wire.Answer | None, int]:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common import guarantee, params, wire
-from common.errors import MessageError, Reason, RunError, StudyError
-from common.layout import Layout, layout_of
+from common.errors import Reason, RunError, StudyError
+from common.layout import Answering, Layout, layout_of
 from common.models import build_model, load_pretrained
 from common.randomness import seeded
 from common.study import Study
@@ -21,7 +21,9 @@ from common.tasks import task_of
 from server import aggregate, checkpoint, model_card, rounds
 from server.events import EventLog
 from server.exchange import Exchange
+from server.gathering import Clear, Gathered, Gathering
 from server.private_metrics import private_metrics
+from server.secure import Sealed, Secure
 
 PROPOSAL_DEADLINE = 60.0  # seconds: a node that hangs when it is shown the study must not hold up every round
 Watch = Callable[[dict[str, Any]], None]
@@ -35,20 +37,10 @@ class Options:
     backend: str
     roster: frozenset[str]  # the sites that belong to the federation
     nominal: Mapping[str, int] = field(default_factory=dict)  # their declared patients; under [privacy] all of them
+    sealed: Sealed | None = None  # for studies with aggregation.secure
     pretrained: dict[str, Tensor] | None = None
     resume: bool = False
     watch: Watch = lambda _event: None  # is shown every event as it is logged
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Gathered:
-    """What one exchange with the sites gave: how the round stands, the sum of the vectors, bytes and seconds."""
-
-    round: rounds.Round
-    total: aggregate.VectorSum
-    bytes_up: dict[str, int]
-    bytes_down: dict[str, int]
-    seconds: dict[str, float]
 
 
 def run(exchange: Exchange, study: Study, options: Options) -> None:
@@ -95,6 +87,7 @@ class _Run:
         self._nodes: dict[int, str] = {}
         self._refused: dict[str, Reason] = {}
         self._open()
+        self._gathering = self._way()
 
     def _open(self) -> None:
         """Start afresh in an unused OUT, or take up the newest checkpoint."""
@@ -110,7 +103,7 @@ class _Run:
         if found is None:
             full = params.vector_of(self._model, trainable=False)
             self._saved = checkpoint.Checkpoint(
-                run=secrets.token_hex(16),
+                run=secrets.token_hex(32),
                 study_hash=study.sha256,
                 architecture=architecture,
                 round=0,
@@ -134,6 +127,17 @@ class _Run:
             self._saved = found
             self._record({"event": "resumed", "round": found.round})
 
+    def _way(self) -> Gathering:
+        """In the clear, or masked."""
+        if not self._study.aggregation.secure:
+            return Clear(self._sites, self._study)
+        sealed = self._options.sealed
+        if sealed is None:
+            raise StudyError("aggregation.secure = true: the server has no roster and no key of its own to sign with")
+        if missing := self._options.roster ^ sealed.roster.identities.keys():
+            raise RunError(f"the roster and the run don't name the same sites: {', '.join(sorted(missing))}")
+        return Secure(self._sites, self._study, sealed, run=self._saved.run)
+
     def _record(self, event: dict[str, Any]) -> None:
         event = {**event, "time": time.time()}
         self._log.append(event)
@@ -144,7 +148,7 @@ class _Run:
         for number in range(self._saved.round + 1, self._study.study.rounds + 1):
             done = self._attempts(number, "update")
             weight = self._public_weight(done.round.participants)
-            closed = aggregate.close(done.total.total(), self._layouts["update"], public_weight=weight)
+            closed = aggregate.close(done.total, self._layouts["update"], public_weight=weight)
             metrics = self._metrics(closed.sums)
             self._close(number, closed.mean, metrics.get("validation", {}))
             released = {"released": self._release(number)} if number in self._releases else {}
@@ -156,9 +160,10 @@ class _Run:
                     "participants": list(done.round.participants),
                     "absent": {site: str(reason) for site, reason in sorted(done.round.absent.items())},
                     "metrics": {"val": metrics.get("validation", {})},
-                    "bytes_up": done.bytes_up,
-                    "bytes_down": done.bytes_down,
-                    "seconds": {"train": max(done.seconds.values(), default=0.0), "sites": done.seconds},
+                    "bytes_up": done.tally.bytes_up,
+                    "bytes_down": done.tally.bytes_down,
+                    "seconds": {"train": max(done.tally.seconds.values(), default=0.0), "sites": done.tally.seconds},
+                    **({"saturated": done.saturated} if self._study.aggregation.secure else {}),
                     **released,
                 }
             )
@@ -197,7 +202,7 @@ class _Run:
         event = guarantee.release_event(self._study)
         share = dict(zip(("train", "validation", "test"), agreement.split, strict=True))[event.pool]
         return private_metrics(
-            done.total.total(),
+            done.total,
             guarantee.metrics_of(self._study),
             noise_multipliers=dict.fromkeys(sites, event.noise_multiplier),
             nominal_patients={site: round(share * self._options.nominal[site]) for site in sites},
@@ -221,7 +226,7 @@ class _Run:
 
     def _evaluate(self) -> dict[str, dict[str, Any]]:
         done = self._attempts(self._study.study.rounds + 1, "evaluate")
-        return self._metrics(aggregate.close(done.total.total(), self._layouts["evaluate"]).sums)
+        return self._metrics(aggregate.close(done.total, self._layouts["evaluate"]).sums)
 
     def _close(self, number: int, mean: NDArray[np.float64] | None, validation: dict[str, Any]) -> None:
         """The state after a round. The round's metrics are of the weights that it started from."""
@@ -250,7 +255,7 @@ class _Run:
             metrics[pool] = {**self._task.summarise(named), **mean}
         return metrics
 
-    def _attempts(self, number: int, kind: wire.Kind) -> _Gathered:
+    def _attempts(self, number: int, kind: Answering) -> Gathered:
         """A round tried until it closes, `round_retries` times more at the most."""
         retries = self._study.study.round_retries
         for attempt in range(1, retries + 2):
@@ -259,7 +264,8 @@ class _Run:
             if done.round.outcome == "closed":
                 return done
             absent = {site: str(reason) for site, reason in sorted(done.round.absent.items())}
-            self._record({"event": "retry", "round": number, "attempt": attempt, "absent": absent})
+            why = {"why": done.round.failed} if done.round.failed else {}
+            self._record({"event": "retry", "round": number, "attempt": attempt, "absent": absent, **why})
         what = f"round {number}" if kind == "update" else "the last evaluation"
         reason = (
             f"{what}: fewer than {self._study.study.min_sites} sites answered, {retries + 1} times in a row"
@@ -280,10 +286,11 @@ class _Run:
             attempt=attempt,
             study_hash=self._study.sha256,
             study_json=self._study.canonical,
+            run=self._saved.run,
         )
         strangers = sorted(online - self._nodes.keys())
         deadline = min(PROPOSAL_DEADLINE, self._study.study.round_deadline)
-        for received in self._sites.ask(strangers, order, length=0, deadline=deadline):
+        for received in self._sites.ask(dict.fromkeys(strangers, order), length=0, deadline=deadline):
             site = received.answer.site if received.answer else None
             if site not in self._options.roster or site in self._nodes.values():
                 continue  # nobody we know, or a second node in a site's name
@@ -292,7 +299,7 @@ class _Run:
             else:
                 self._refused[site] = received.reason
 
-    def _gather(self, number: int, attempt: int, kind: wire.Kind) -> _Gathered:
+    def _gather(self, number: int, attempt: int, kind: Answering) -> Gathered:
         """Ask every site that is there and add up what comes, as it comes."""
         absent = dict.fromkeys(self._options.roster - set(self._nodes.values()), Reason.OFFLINE) | self._refused
         state = rounds.begin(
@@ -310,25 +317,9 @@ class _Run:
             study_hash=self._study.sha256,
             weights=self._saved.weights,
             weights_hash=wire.digest_of(self._saved.weights),
+            run=self._saved.run,
         )
-        done = _Gathered(
-            round=state, total=aggregate.VectorSum(self._layouts[kind].length), bytes_up={}, bytes_down={}, seconds={}
-        )
-        nodes, length = sorted(self._nodes, key=self._nodes.__getitem__), self._layouts[kind].length
-        for received in self._sites.ask(nodes, order, length=length, deadline=self._study.study.round_deadline):
-            site, reason, answer = self._nodes[received.node], received.reason, received.answer
-            if answer is not None and answer.site != site:
-                reason = Reason.MALFORMED
-            if reason is Reason.OK and answer is not None and answer.vector is not None:
-                try:
-                    done.total.add(answer.vector)
-                except MessageError:
-                    reason = Reason.MALFORMED
-            state = rounds.step(state, rounds.Replied(site=site, reason=reason))
-            done.bytes_down[site], done.bytes_up[site] = received.bytes_down, received.bytes_up
-            done.seconds[site] = round(received.seconds, 6)
-            if reason is Reason.STUDY_CHANGED:  # it lost the study: the next attempt shows it again
-                del self._nodes[received.node]
-            if state.outcome == "abandoned":
-                break
-        return replace(done, round=state)
+        done = self._gathering.gather(self._nodes, order, state)
+        lost = {site for site, reason in done.round.absent.items() if reason is Reason.STUDY_CHANGED}
+        self._nodes = {node: site for node, site in self._nodes.items() if site not in lost}  # shown the study again
+        return done

@@ -27,7 +27,14 @@ class DeadlinePassed:
     """Nobody is waited for any longer in this phase."""
 
 
-Event = Replied | DeadlinePassed
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """The round can't be finished, whoever answers: `why` is one line."""
+
+    why: str
+
+
+Event = Replied | DeadlinePassed | Failed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +54,7 @@ class Round:
     waiting: frozenset[str] = frozenset()
     verdicts: Mapping[str, Reason] = field(default_factory=dict)  # of the phase that is open
     absent: Mapping[str, Reason] = field(default_factory=dict)
+    failed: str = ""  # why the round can't be finished
 
     @property
     def participants(self) -> tuple[str, ...]:
@@ -56,7 +64,7 @@ class Round:
     @property
     def outcome(self) -> Literal["open", "closed", "abandoned"]:
         """Open while somebody is waited for who can still make the quorum; then closed or abandoned."""
-        if len(self.participants) + len(self.waiting) < self.quorum:
+        if self.failed or len(self.participants) + len(self.waiting) < self.quorum:
             return "abandoned"
         if self.waiting:
             return "open"
@@ -89,6 +97,8 @@ def begin(
 
 def step(state: Round, event: Event) -> Round:
     """The round after an event. Answers nobody waits for (a second one, a stranger's, a late one) change nothing."""
+    if isinstance(event, Failed):
+        return replace(state, failed=event.why)
     if state.outcome != "open":
         return state
     if isinstance(event, Replied):

@@ -322,6 +322,59 @@ def evaluate(
     typer.echo(json.dumps(metrics) if json_ else json.dumps(metrics, indent=1))
 
 
+class AuditPart(StrEnum):
+    """Which attack: on the mechanism, on the model, or both."""
+
+    a = "a"
+    b = "b"
+    both = "both"
+
+
+@app.command()
+def membership(
+    study: StudyArgument,
+    out: OutOption,
+    data: DataOption = "phantom",
+    sites: SitesOption = 4,
+    part: Annotated[
+        AuditPart, typer.Option(help="a: the mechanism, which decides; b: what an outsider learns from the model")
+    ] = AuditPart.both,
+    thorough: Annotated[bool, typer.Option("--thorough", help="10,000 canaries instead of 2,000: minutes")] = False,
+    pretrained: Annotated[
+        Path | None, typer.Option(help=".safetensors file to start from; its hash is in the study", metavar="FILE")
+    ] = None,
+    change: SetOption = None,
+    quiet: QuietOption = False,
+    json_: JsonOption = False,
+) -> None:
+    """Attack a private study to see whether its promise holds: who was in? Exit code 1 where it does not."""
+    from rich.console import Console
+
+    from common.tasks import task_of
+    from simulations.console import Watcher
+    from simulations.membership.audit import Request, audit, told
+
+    parsed = study_from(study, change)
+    request = Request(
+        study=parsed,
+        out=out,
+        part=part.value,
+        thorough=thorough,
+        data=data,
+        sites=sites,
+        pretrained=pretrained,
+    )
+    headline = task_of(parsed).headline
+    with Watcher(rounds=parsed.study.rounds, headline=headline, quiet=quiet or json_) as watcher:
+        found = audit(request, say=watcher.say, watch=watcher)
+    if json_:
+        typer.echo(json.dumps(found.as_json()))
+    else:
+        Console(highlight=False).print(told(found))
+    if not found.passed:
+        raise typer.Exit(1)
+
+
 @app.command()
 def studies() -> None:
     """List the ready studies that `run` and `plan` know by name."""

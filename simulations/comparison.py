@@ -27,7 +27,7 @@ def tasks(study: Study, federation: Federation, task: Task) -> dict[str, Task]:
     images = [count.images for count in federation.counts]
     pooled = _alone(unprotected(study, images=sum(images)), steps=len(federation.folders))
     folder = task.out / "comparison"
-    quiet = replace(task, faults=Faults(scripted={}), backend="inprocess", nominal={})
+    quiet = replace(task, faults=Faults(scripted={}), backend="inprocess", nominal={}, sealed=None)
     runs = {"pooled": replace(quiet, study=pooled.canonical, folders=(federation.pooled,), out=folder / "pooled")}
     for site, count in zip(federation.unprotected, federation.counts, strict=True):
         if count.patients:
@@ -36,7 +36,12 @@ def tasks(study: Study, federation: Federation, task: Task) -> dict[str, Task]:
     if study.privacy is not None:
         same = unprotected(study, images=round(sum(images) / len(images)))
         runs[UNPROTECTED] = replace(
-            task, study=same.canonical, folders=federation.unprotected, out=folder / UNPROTECTED, nominal={}
+            task,
+            study=same.canonical,
+            folders=federation.unprotected,
+            out=folder / UNPROTECTED,
+            nominal={},
+            sealed=None,
         )
     return {name: replace(run, name=f"{task.name} / {name}") for name, run in runs.items()}
 
@@ -53,6 +58,8 @@ def unprotected(study: Study, *, images: int) -> Study:
         "class_prior": [],
         "batch_size": max(1, round(study.privacy.sample_rate * study.study.split[0] * images)),
     }
+    for key in ("secure", "lanes", "range", "weight_cap"):  # the sum is the same in the clear
+        del values["aggregation"][key]
     values["aggregation"] |= {"weights": "images" if study.aggregation.weights == "nominal" else "equal"}
     return parse(values, where="comparison")
 

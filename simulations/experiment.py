@@ -175,6 +175,7 @@ def _seed(request: Request, number: int, *, say: Say, quiet: bool) -> _Seeded:
         pretrained=request.pretrained,
         threads=request.threads,
         nominal=federation.nominal,
+        sealed=federation.sealed,
     )
     others = comparison.tasks(study, federation, task) if request.compare else {}
     return _Seeded(study=study, federation=federation, task=task, others=others)
@@ -193,7 +194,7 @@ def _result(part: _Seeded, judges: Judges) -> dict[str, Any]:
     for entry in own["rounds"]:
         everybody = seen.get(entry["round"], {}).pop(EVERYBODY, None)
         entry["per_site"] = seen.get(entry["round"], {})
-        if everybody is not None:
+        if everybody is not None and part.study.privacy is not None:
             entry["metrics"] = {"val": everybody, "source": "simulation"}
     if part.study.privacy is not None:
         own["privacy"] = {

@@ -32,6 +32,10 @@ class SimulatedClock(Clock):
     def now(self) -> float:
         return self._slept + self.worked
 
+    def begin(self) -> float:
+        self.sleep(self.worked)
+        return self.now()
+
     def sleep(self, seconds: float) -> None:
         self._slept += seconds
         self.worked = 0.0
@@ -76,8 +80,8 @@ class DirectGrid(Grid):
         """Take orders; those that nobody has looked for when others are sent are forgotten, with their weights."""
         identifiers = []
         for message in messages:
-            if message.metadata.group_id != self._group:
-                self._group = message.metadata.group_id
+            if message.metadata.group_id.split(" ")[-1] != self._group:
+                self._group = message.metadata.group_id.split(" ")[-1]
                 self._orders.clear()
             identifier = str(next(self._identifiers))
             self._orders[identifier] = message
@@ -136,8 +140,8 @@ class SimulatedGrid(Grid):
         """Deliver orders; an empty identifier for one that can't be delivered."""
         identifiers = []
         for message in messages:
-            if message.metadata.group_id != self._group:  # nobody waits for what was asked before
-                self._group = message.metadata.group_id
+            if message.metadata.group_id.split(" ")[-1] != self._group:  # nobody waits for what was asked before
+                self._group = message.metadata.group_id.split(" ")[-1]
                 for kept in (self._orders, self._late, self._held, self._crashed):
                     kept.clear()
             fault = self._fault(message)
@@ -175,17 +179,26 @@ class SimulatedGrid(Grid):
         raise RuntimeError("orders are pushed and answers pulled, one at a time")
 
     def _fault(self, message: Message) -> Fault | None:
-        kind, round, attempt = message.metadata.group_id.split(" ")  # as common.wire.message writes it
+        kind, round, attempt, _ = message.metadata.group_id.split(" ")  # as common.wire.message writes it
         site = self._names.get(message.metadata.dst_node_id)
         if kind != "update" or site is None:
             return None
         return self._faults.of(site, round=int(round), attempt=int(attempt))
 
 
-def run(study: Study, options: federation.Options, folders: Sequence[Path], faults: Faults) -> None:
-    """A whole federation over these site folders. Raises what federation.run raises."""
+def run(
+    study: Study,
+    options: federation.Options,
+    folders: Sequence[Path],
+    faults: Faults,
+    observe: Observe | None = None,
+) -> None:
+    """A whole federation over these site folders. Each order and its answer are shown to `observe`; to
+    `simulations.observer` unless another is given. Raises what federation.run raises.
+    """
     clock = SimulatedClock()
     wire.speak_as_server(run_id=1)
     context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={})
     app = server_app.make(study, options, clock=clock)
-    app(SimulatedGrid(DirectGrid(folders, clock), faults, clock, observer(study, options.out, folders)), context)
+    seen_by = observe or observer(study, options.out, folders)
+    app(SimulatedGrid(DirectGrid(folders, clock), faults, clock, seen_by), context)

@@ -23,12 +23,13 @@ Observe = Callable[[wire.Record, wire.Record], None]  # an order, and a site's a
 def observer(study: Study, out: Path, folders: Sequence[Path]) -> Observe:
     """Notes, in OUT/sites.jsonl, how well the weights that a round started from do at each site.
 
-    From what the sites' answers say; under `[privacy]`, where they say nothing, by judging the weights beside the
+    From what the sites' answers say; where they say nothing, or only masked, by judging the weights beside the
     federation on held-out patients, which no client and no server could.
     """
     out.mkdir(parents=True, exist_ok=True)
     log = EventLog(out / FILE, durable=False)  # lost curves are no loss
-    return _Answers(study, log) if study.privacy is None else _Beside(study, log, folders)
+    clear = study.privacy is None and not study.aggregation.secure
+    return _Answers(study, log) if clear else _Beside(study, log, folders)
 
 
 class _Answers:

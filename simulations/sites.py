@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,12 +13,16 @@ import numpy as np
 
 from client import cache as caches
 from client import chain, cohort, index, ledger
+from client.membership import ROSTER, described, make_identity, pin
+from client.policy import SIMULATED
 from client.records import Row
 from client.site import Site, open_site, site_toml
 from common import guarantee
 from common.budget import Filter
+from common.crypto.identity import Identity
 from common.errors import DataError
 from common.randomness import derive, stream
+from common.roster import issue
 from common.study import Study
 from common.tasks import task_of
 from simulations.datasets import materialise, parse_spec
@@ -35,6 +40,7 @@ class Federation:
     folders: tuple[Path, ...]  # OUT/sites/site-0 …
     unprotected: tuple[Path, ...]  # the same without ledgers, for what a private study is compared with
     nominal: Mapping[str, int]  # patients that each site declares; {} without [privacy]
+    sealed: Path | None  # the server's key and the roster, for studies with secure aggregation
     pooled: Path  # a site folder with every site's rows
     central: Path | None  # a site folder with the official test images, where there is an official split
     counts: tuple[Count, ...]
@@ -93,6 +99,7 @@ def prepare(
         for site in folders:
             protect(site, study, shares=shares)
     return Federation(
+        sealed=enrol(folders, study, folder / "federation") if study.aggregation.secure else None,
         folders=folders,
         unprotected=unprotected,
         nominal=nominal,
@@ -181,6 +188,37 @@ def write_site(
     return folder
 
 
+def enrol(folders: Sequence[Path], study: Study, folder: Path) -> Path:
+    """Give each site an identity and pin the same roster everywhere, as a coordinator and operators would by hand.
+
+    Keys and roster of an earlier start are kept. The folder that is returned holds the server's own.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    server = make_identity(folder)
+    if not (folder / ROSTER).exists():
+        quorum = max(2, study.study.min_sites)
+        members = [
+            described(site, name=site.name, supernode="simulated", nominal_patients=_declared(site)) for site in folders
+        ]
+        roster = issue(
+            Identity.new(),
+            sites=members,
+            server=server.public,
+            colluding=min(1, quorum - 2),
+            min_sites=quorum,
+            now=int(time.time()),
+        )
+        pin(folder, roster)
+        for site in folders:
+            pin(site, roster)
+    return folder
+
+
+def _declared(site: Path) -> int:
+    own = open_site(site).nominal_patients
+    return own if own is not None else one_digit(len({row.patient for row in index.read(site)}))
+
+
 def one_digit(number: int) -> int:
     """Rounded to one significant digit, at least 1: what a hospital would declare."""
     return max(1, int(float(f"{number:.0e}")))
@@ -232,7 +270,7 @@ def _shares(study: Study, rows: Sequence[Row]) -> dict[str, float]:
 
 def _write_identity(folder: Path, *, cache: str, key: bytes, nominal_patients: int | None = None) -> None:
     (folder / "keys").mkdir(parents=True, exist_ok=True)
-    text = site_toml(folder.name, cache=cache, nominal_patients=nominal_patients)
+    text = site_toml(folder.name, cache=cache, nominal_patients=nominal_patients, policy=SIMULATED)
     (folder / "site.toml").write_text(text, encoding="utf-8")
     path = folder / "keys" / "patient.key"
     path.touch(mode=0o600)

@@ -239,7 +239,7 @@ def test_a_second_answer_to_one_order_is_nobodys() -> None:
     wire.speak_as_server(run_id=1)
     order = wire.Order(kind="update", round=1, attempt=1, study_hash="0" * 64)
     received = list(
-        Exchange(Twice([Path("absent")], SimulatedClock()), Clock()).ask([1], order, length=1, deadline=5.0)
+        Exchange(Twice([Path("absent")], SimulatedClock()), Clock()).ask({1: order}, length=1, deadline=5.0)
     )
     assert [one.reason for one in received] == [Reason.FAILED]
 

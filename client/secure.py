@@ -1,0 +1,91 @@
+"""Secure aggregation at a site: the sessions of each run, in memory alone, and answers that leave masked.
+
+After a restart the site has left its sessions; the server sets up another one.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from client.membership import Membership, membership
+from client.session import Invitation, Opening, Sessions
+from client.site import Site
+from common import secure
+from common.errors import MessageError
+from common.study import Study
+from common.wire import Order, Vector, Words
+
+Compute = Callable[[Invitation], Vector]  # the vector for an order whose session this site has joined
+Opened = Callable[[Order], None]  # is called before the sum that holds the answer to this order is opened
+RUNS = 64  # whose sessions are kept: enough for the sites of one machine
+
+
+@dataclass(kw_only=True)
+class _Run:
+    membership: Membership
+    sessions: Sessions
+    orders: dict[bytes, Order] = field(default_factory=dict)  # by digest: what was asked in the sessions that are open
+    opened: Opened = lambda _order: None
+
+
+_runs: dict[tuple[Path, str, str], _Run] = {}
+
+
+def respond(site: Site, study: Study, order: Order, compute: Compute, opened: Opened) -> tuple[bytes, Words | None]:
+    """The protocol's message that answers an order, and to `update` and `evaluate` the masked vector.
+
+    Raises: MessageError for whatever the protocol refuses, RosterError where the site has no place in a roster, and
+    what `compute` raises.
+    """
+    run = _run(site, study, order)
+    run.opened = opened
+    match order.kind:
+        case "keys":
+            return run.sessions.keys(order.session), None
+        case "shares":
+            return run.sessions.shares(order.session), None
+        case "open":
+            return run.sessions.open(order.session), None
+        case "reveal":
+            return run.sessions.reveal(order.session), None
+        case "update" | "evaluate":
+            return _masked(run, study, order, compute)
+        case "propose":
+            raise MessageError("a proposal is no part of a session")
+
+
+def _masked(run: _Run, study: Study, order: Order, compute: Compute) -> tuple[bytes, Words]:
+    invitation = run.sessions.order(order.session)
+    if invitation.order != bytes.fromhex(order.sha256):
+        raise MessageError("a session for another order than the one that it came with")
+    if invitation.answer is not None and invitation.words is not None:
+        return invitation.answer, invitation.words
+    run.orders = {invitation.order: order}
+    if order.kind != "update" and order.kind != "evaluate":
+        raise MessageError(f"an order of kind {order.kind} has no vector")
+    words = secure.to_words(compute(invitation), study, order.kind, run.membership.roster, key=os.urandom(32))
+    return run.sessions.mask(words, session=invitation.session), words
+
+
+def _run(site: Site, study: Study, order: Order) -> _Run:
+    """The run's sessions; new ones where this process has none, or the roster has changed."""
+    if not order.run:
+        raise MessageError("an order of secure aggregation without its run")
+    place = membership(site.folder, name=site.name, now=int(time.time()))
+    key = (site.folder, order.run, place.roster.sha256.hex())
+    if key not in _runs:
+        setting = secure.setting_of(study, place.roster, run=order.run)
+
+        def opened(opening: Opening) -> None:
+            run = _runs[key]
+            run.opened(run.orders[opening.order])
+
+        sessions = Sessions(
+            identity=place.identity, site=site.name, setting=setting, min_sites=setting.min_sites, opened=opened
+        )
+        _runs[key] = _Run(membership=place, sessions=sessions)
+        while len(_runs) > RUNS:
+            del _runs[next(iter(_runs))]
+    return _runs[key]
