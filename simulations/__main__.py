@@ -95,7 +95,7 @@ def run(
         Path | None,
         typer.Option(
             help="drop-outs and laggards, a JSON line each: "
-            '{"round":2,"site":"site-1","do":"drop"|"late"|"crash","seconds":30}',
+            '{"round":2,"site":"site-1","do":"drop"|"late"|"crash","seconds":30}, "at" for another order than update',
             metavar="FILE",
         ),
     ] = None,

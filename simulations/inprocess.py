@@ -181,9 +181,9 @@ class SimulatedGrid(Grid):
     def _fault(self, message: Message) -> Fault | None:
         kind, round, attempt, _ = message.metadata.group_id.split(" ")  # as common.wire.message writes it
         site = self._names.get(message.metadata.dst_node_id)
-        if kind != "update" or site is None:
+        if kind == "propose" or site is None:
             return None
-        return self._faults.of(site, round=int(round), attempt=int(attempt))
+        return self._faults.of(site, round=int(round), attempt=int(attempt), step=kind)
 
 
 def run(

@@ -79,10 +79,10 @@ def test_equal_seeds_give_equal_bits(tmp_path: Path, site_folders: list[Path]) -
 
 def test_absent_sites_are_named_with_their_reason(tmp_path: Path, site_folders: list[Path]) -> None:
     scripted = {
-        (1, "site-0"): Fault(do="drop"),
-        (2, "site-1"): Fault(do="crash"),
-        (3, "site-2"): Fault(do="late", seconds=700),
-        (4, "site-2"): Fault(do="late", seconds=500),
+        (1, "site-0", "update"): Fault(do="drop"),
+        (2, "site-1", "update"): Fault(do="crash"),
+        (3, "site-2", "update"): Fault(do="late", seconds=700),
+        (4, "site-2", "update"): Fault(do="late", seconds=500),
     }
     study = tiny_study(study={"rounds": 4})
     run(study, options(tmp_path / "out", site_folders), site_folders, Faults(scripted=scripted))
@@ -91,7 +91,7 @@ def test_absent_sites_are_named_with_their_reason(tmp_path: Path, site_folders: 
 
 
 def test_below_the_quorum_a_round_is_tried_again_and_then_closes(tmp_path: Path, site_folders: list[Path]) -> None:
-    scripted = {(1, "site-0"): Fault(do="drop"), (1, "site-1"): Fault(do="crash")}
+    scripted = {(1, "site-0", "update"): Fault(do="drop"), (1, "site-1", "update"): Fault(do="crash")}
     run(tiny_study(), options(tmp_path / "out", site_folders), site_folders, Faults(scripted=scripted))
     retries = [event for event in read(tmp_path / "out" / "events.jsonl") if event["event"] == "retry"]
     assert [event["absent"] for event in retries] == [{"site-0": "offline", "site-1": "failed"}]
@@ -269,7 +269,7 @@ def test_training_that_diverges_is_the_sites_failure_and_is_explained_there(
 
 
 def test_a_sites_seconds_are_its_own_and_a_laggards_hold_nobody_up(tmp_path: Path, site_folders: list[Path]) -> None:
-    faults = Faults(scripted={(1, "site-1"): Fault(do="late", seconds=100)})
+    faults = Faults(scripted={(1, "site-1", "update"): Fault(do="late", seconds=100)})
     run(tiny_study(study={"rounds": 1}), options(tmp_path / "out", site_folders), site_folders, faults)
     seconds = rounds_in(tmp_path / "out")[0]["seconds"]["sites"]
     assert seconds["site-0"] < 60 and seconds["site-2"] < 60 and 100 <= seconds["site-1"] < 160
@@ -358,6 +358,6 @@ def test_a_shuffled_network_gives_the_same_model(tmp_path: Path, site_folders: l
     for folder in site_folders:
         shutil.copytree(folder, turned / folder.name)
     backwards = [turned / folder.name for folder in reversed(site_folders)]
-    delays = {(r, "site-0"): Fault(do="late", seconds=50) for r in (1, 2)}
+    delays = {(r, "site-0", "update"): Fault(do="late", seconds=50) for r in (1, 2)}
     run(tiny_study(), options(tmp_path / "two", backwards), backwards, Faults(scripted=delays))
     assert weights_in(tmp_path / "one") == weights_in(tmp_path / "two")

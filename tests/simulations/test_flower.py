@@ -22,7 +22,7 @@ def weights_in(out: Path) -> bytes:
 @pytest.mark.e2e
 def test_ray_and_direct_calls_give_the_same_bits_with_the_same_faults(tmp_path: Path, site_folders: list[Path]) -> None:
     study = tiny_study(study={"rounds": 3}, training={"augmentation": "standard"})
-    faults = Faults(scripted={(1, "site-0"): Fault(do="drop"), (2, "site-2"): Fault(do="crash")})
+    faults = Faults(scripted={(1, "site-0", "update"): Fault(do="drop"), (2, "site-2", "update"): Fault(do="crash")})
     roster = frozenset(folder.name for folder in site_folders)
     options = Options(out=tmp_path / "inprocess", backend="inprocess", roster=roster)
     inprocess.run(study, options, site_folders, faults)
