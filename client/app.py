@@ -38,7 +38,7 @@ def handle(message: Message, context: Context) -> Message:
     Without a usable site folder the answer is an error without text: Flower would send the server that of an exception.
     """
     try:
-        site = open_site(_folder(context))
+        site = open_site(folder_of(context))
     except (FederationError, OSError, KeyError) as error:
         logging.getLogger("fedward").error("no answer: %s", error)
         return Message(Error(0, str(Reason.FAILED)), reply_to=message)
@@ -47,7 +47,7 @@ def handle(message: Message, context: Context) -> Message:
     return Message(reply, reply_to=message)
 
 
-def _folder(context: Context) -> Path:
+def folder_of(context: Context) -> Path:
     """The site's folder: named by the node's configuration, or by its place in a simulation."""
     if "site" in context.node_config:
         return Path(str(context.node_config["site"]))
@@ -74,11 +74,11 @@ def respond(site: Site, message: Message) -> wire.Answer:
     except Exception as error:
         note_error(site, f"round {order.round}", error)
         wrong = error
-        answer = _verdict(site, order, error.code if isinstance(error, FederationError) else Reason.FAILED)
+        answer = verdict(site, order, error.code if isinstance(error, FederationError) else Reason.FAILED)
     with _noting(site):
         audit.answered(site, answer, wrong)
         return answer
-    return _verdict(site, order, Reason.FAILED)  # nothing leaves that could not be written down
+    return verdict(site, order, Reason.FAILED)  # nothing leaves that could not be written down
 
 
 @contextmanager
@@ -113,7 +113,7 @@ def _answer(site: Site, order: wire.Order, message: Message, lines: Sequence[Ent
     if order.kind == "propose":
         study = from_json(order.study_json)
         if study.sha256 != order.study_hash:
-            return _verdict(site, order, Reason.STUDY_CHANGED)
+            return verdict(site, order, Reason.STUDY_CHANGED)
         permit.study(site, study, lines)
         if study.privacy is None:
             private.demand_unprotected(site, study)
@@ -121,16 +121,16 @@ def _answer(site: Site, order: wire.Order, message: Message, lines: Sequence[Ent
             private.agree(site, study)
         remember(site, study)
         approval.settle(site, study)
-        return _verdict(site, order, Reason.OK)
+        return verdict(site, order, Reason.OK)
     known = known_study(site, order.study_hash)
     if known is None:
-        return _verdict(site, order, Reason.STUDY_CHANGED)
+        return verdict(site, order, Reason.STUDY_CHANGED)
     permit.order(site, known, order, lines)
     if known.aggregation.secure:
         return _masked(site, known, order, message)
     if order.session or order.kind not in ("update", "evaluate"):
         raise MessageError("an order of secure aggregation in a study without it")
-    return replace(_verdict(site, order, Reason.OK), vector=vector(site, known, order, message))
+    return replace(verdict(site, order, Reason.OK), vector=vector(site, known, order, message))
 
 
 def _masked(site: Site, study: Study, order: wire.Order, message: Message) -> wire.Answer:
@@ -142,22 +142,23 @@ def _masked(site: Site, study: Study, order: wire.Order, message: Message) -> wi
         if study.privacy is not None:
             private.opened_sum(site, study, asked)
 
-    session, words = secure.respond(
-        site, study, order, lambda invitation: vector(site, study, order, message, invitation), opened
-    )
-    return replace(_verdict(site, order, Reason.OK), session=session, words=words)
+    def compute(invitation: Invitation) -> wire.Vector:
+        if study.privacy is not None:
+            private.take_up(site, study, order, invitation)
+        return vector(site, study, order, message)
+
+    session, words = secure.respond(site, study, order, compute, opened)
+    return replace(verdict(site, order, Reason.OK), session=session, words=words)
 
 
-def vector(
-    site: Site, study: Study, order: wire.Order, message: Message, invitation: Invitation | None = None
-) -> wire.Vector:
+def vector(site: Site, study: Study, order: wire.Order, message: Message) -> wire.Vector:
     """What the site has to say to an `update` or `evaluate` order, not yet masked."""
     model = _model(study)
     shapes = params.shapes(model, trainable=False)
     params.assign(model, wire.weights_from(message.content, order, length=params.length(shapes)))
     if study.privacy is not None:
         answer = private.update if order.kind == "update" else private.evaluate
-        return answer(site, study, order, model, lambda: _dataset(site, study), invitation=invitation)
+        return answer(site, study, order, model, lambda: _dataset(site, study))
     if order.kind == "update":
         return train.update(model, _dataset(site, study), study, site=site.name, round=order.round)
     return train.evaluate(model, _dataset(site, study), study)
@@ -187,7 +188,7 @@ def _dataset(site: Site, study: Study) -> Dataset:
     return warm.dataset
 
 
-def _verdict(site: Site, order: wire.Order, reason: Reason) -> wire.Answer:
+def verdict(site: Site, order: wire.Order, reason: Reason) -> wire.Answer:
     return wire.Answer(
         site=site.name,
         kind=order.kind,

@@ -74,14 +74,10 @@ def demand_unprotected(site: Site, study: Study) -> None:
         own.unprotected(study.sha256)
 
 
-def update(
-    site: Site, study: Study, order: Order, model: nn.Module, dataset: Open, *, invitation: Invitation | None = None
-) -> NDArray[np.float32]:
+def update(site: Site, study: Study, order: Order, model: nn.Module, dataset: Open) -> NDArray[np.float32]:
     """Answer to an `update` order: weight x noised update; the weight is public, `model` holds the order's weights.
-    `invitation`: to the session in which it will be masked, if it will.
 
-    The same order gets the same bytes, at no charge, unless `_take_up` says otherwise. Raises BudgetError when the
-    rounds paid for are used up.
+    The same order gets the same bytes, at no charge. Raises BudgetError when the rounds paid for are used up.
     """
 
     def compute() -> bytes:
@@ -91,14 +87,12 @@ def update(
         return values.astype("<f4").tobytes()
 
     event = guarantee.order_event(study)
-    released = np.frombuffer(_released(site, study, order, event, compute, invitation), "<f4")
+    released = np.frombuffer(_released(site, study, order, event, compute), "<f4")
     weighted = released * np.float32(guarantee.site_weight(study, nominal_patients(site)))
     return layout_of(study, "update").pack(np.clip(weighted, -LARGEST / 2, LARGEST / 2), {})
 
 
-def evaluate(
-    site: Site, study: Study, order: Order, model: nn.Module, dataset: Open, *, invitation: Invitation | None = None
-) -> NDArray[np.float32]:
+def evaluate(site: Site, study: Study, order: Order, model: nn.Module, dataset: Open) -> NDArray[np.float32]:
     """Answer to an `evaluate` order: one noised release of the metrics of the weights that the model holds.
 
     The same order gets the same bytes, at no charge. Raises StudyError where the study releases no metrics,
@@ -117,16 +111,29 @@ def evaluate(
             note_error(site, "metrics", DataError(f"{seen.unusable} of {seen.patients} patients could not be judged"))
         return values.astype("<f4").tobytes()
 
-    return np.frombuffer(_released(site, study, order, event, compute, invitation), "<f4")
+    return np.frombuffer(_released(site, study, order, event, compute), "<f4")
+
+
+def take_up(site: Site, study: Study, order: Order, invitation: Invitation) -> None:
+    """Before an order is answered in a session: may what is stored for it be masked in this one?
+
+    Where it was masked before, t sites of that session must have signed that they closed it unanswered, or it is
+    forgotten, and the order trained for and charged anew. The session is on disk when this returns.
+    """
+    query = _query(study, order)
+    with opened(site) as own:
+        earlier = own.marked(query)
+        if earlier is not None and not invitation.proves_closed(MaskedIn.from_json(earlier)):
+            own.forget(query)
+        own.mark(query, invitation.masked_in.to_json())
 
 
 def opened_sum(site: Site, study: Study, order: Order) -> None:
     """Before a sum that holds the answer to this order is opened: that answer is never sent again. Were it masked a
     second time, two sums that differ by it could be subtracted.
     """
-    event = guarantee.order_event(study) if order.kind == "update" else guarantee.release_event(study)
     with opened(site) as own:
-        own.forget(_query(study, order, event))
+        own.forget(_query(study, order))
 
 
 def noised_update(
@@ -223,35 +230,14 @@ def opened(site: Site) -> Iterator[Ledger]:
 _NO_LEDGER = "{0}: has no privacy ledger: make one with `client ledger create`, or restore it from its backup"
 
 
-def _query(study: Study, order: Order, event: Event) -> Query:
+def _query(study: Study, order: Order) -> Query:
+    event = guarantee.order_event(study) if order.kind == "update" else guarantee.release_event(study)
     return Query(study=study.sha256, pool=event.pool, round=order.round, weights=order.weights_hash)
 
 
-def _released(
-    site: Site,
-    study: Study,
-    order: Order,
-    event: Event,
-    compute: Callable[[], bytes],
-    invitation: Invitation | None,
-) -> bytes:
-    query = _query(study, order, event)
+def _released(site: Site, study: Study, order: Order, event: Event, compute: Callable[[], bytes]) -> bytes:
     with opened(site) as own:
-        if invitation is not None:
-            _take_up(own, query, invitation)
-        released = own.release(query, event.to_json(), compute)
-        if invitation is not None:
-            own.mark(query, invitation.masked_in.to_json())
-        return released
-
-
-def _take_up(own: Ledger, query: Query, invitation: Invitation) -> None:
-    """Before an update is masked once more: where it was masked before, t sites of that session have signed that they
-    closed it unanswered, or it is forgotten, and the order trained for and charged anew.
-    """
-    earlier = own.marked(query)
-    if earlier is not None and not invitation.proves_closed(MaskedIn.from_json(earlier)):
-        own.forget(query)
+        return own.release(_query(study, order), event.to_json(), compute)
 
 
 def _patients(site: Site, study: Study, dataset: Open) -> Patients:

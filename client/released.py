@@ -50,6 +50,7 @@ class Released:
     def mark(self, query: Query, text: str) -> None:
         """Keep a note beside an update. Raises ChainError when it can't be written."""
         try:
+            self._folder.mkdir(mode=0o700, exist_ok=True)
             write_privately(self._note(query), text.encode())
         except OSError as error:
             raise ChainError(f"{self._folder}: can't be written ({error.strerror}): free disk space") from error

@@ -56,10 +56,23 @@ def respond(site: Site, study: Study, order: Order, compute: Compute, opened: Op
             raise MessageError("a proposal is no part of a session")
 
 
-def _masked(run: _Run, study: Study, order: Order, compute: Compute) -> tuple[bytes, Words]:
+def invited(site: Site, study: Study, order: Order) -> Invitation:
+    """The session that an `update` or `evaluate` order belongs to, joined: before anything is computed for it.
+
+    Raises MessageError, RosterError as `respond` does.
+    """
+    return _joined(_run(site, study, order), order)
+
+
+def _joined(run: _Run, order: Order) -> Invitation:
     invitation = run.sessions.order(order.session)
     if invitation.order != bytes.fromhex(order.sha256):
         raise MessageError("a session for another order than the one that it came with")
+    return invitation
+
+
+def _masked(run: _Run, study: Study, order: Order, compute: Compute) -> tuple[bytes, Words]:
+    invitation = _joined(run, order)
     if invitation.answer is not None and invitation.words is not None:
         return invitation.answer, invitation.words
     run.orders = {invitation.order: order}

@@ -11,7 +11,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
-from client.app import app as client_app
+from client import app as client_app
 from common import wire
 from common.errors import RunError
 from common.study import Study
@@ -19,6 +19,7 @@ from server import federation
 from server.exchange import Clock, Exchange
 from simulations.faults import Faults
 from simulations.inprocess import SimulatedGrid
+from simulations.masks import MasksBeside, worker
 from simulations.observer import observer
 
 
@@ -40,6 +41,7 @@ def run(study: Study, options: federation.Options, folders: Sequence[Path], faul
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     failed: list[BaseException] = []
+    masked = study.aggregation.secure
     app = ServerApp()
 
     @app.main()
@@ -47,7 +49,8 @@ def run(study: Study, options: federation.Options, folders: Sequence[Path], faul
         wire.speak_as_server(run_id=context.run_id)
         try:
             clock = Clock()
-            watched = SimulatedGrid(grid, faults, clock, observer(study, options.out, folders))
+            inner = MasksBeside(grid, study, {folder.name: folder for folder in folders}) if masked else grid
+            watched = SimulatedGrid(inner, faults, clock, observer(study, options.out, folders))
             federation.run(Exchange(watched, clock), study, options)
         except BaseException as error:  # Flower would wrap it; the caller wants it as it is
             failed.append(error)
@@ -59,7 +62,7 @@ def run(study: Study, options: federation.Options, folders: Sequence[Path], faul
         warnings.simplefilter("ignore")  # run_simulation is deprecated in 1.41 and without successor in Python
         run_simulation(
             server_app=app,
-            client_app=client_app,
+            client_app=worker if masked else client_app.app,
             num_supernodes=len(folders),
             backend_config={
                 "init_args": {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False},
