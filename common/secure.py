@@ -17,15 +17,21 @@ from common.transcript import Setting
 
 @lru_cache(maxsize=64)
 def encoding_of(study: Study, kind: Answering, *, sites: int) -> Encoding:
-    """How the answers to orders of this kind become words, for a roster of so many sites."""
+    """How the answers to orders of this kind become words, for a roster of so many sites.
+
+    Raises StudyError for more sites than one sum has room for.
+    """
     layout, how = layout_of(study, kind), study.aggregation
-    return Encoding(
-        values=layout.tensor_length,
-        wide=params.length(layout.sums) + 1,
-        lanes=how.lanes,
-        range_=how.range_,
-        sites=sites,
-    )
+    try:
+        return Encoding(
+            values=layout.tensor_length,
+            wide=params.length(layout.sums) + 1,
+            lanes=how.lanes,
+            range_=how.range_,
+            sites=sites,
+        )
+    except ValueError as error:
+        raise StudyError(f"aggregation.secure with {sites} sites: {error}") from error
 
 
 def setting_of(study: Study, roster: Roster, *, run: str) -> Setting:

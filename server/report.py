@@ -76,7 +76,7 @@ def sections(summary: Mapping[str, Any], events: Sequence[Event]) -> list[Sectio
         *protection.sections(summary),
         participation.section(summary, counted, _sites(counted)),
         _traffic(summary, counted),
-        _limits(counted[0]["backend"], private=study.get("privacy") is not None),
+        _limits(counted[0]["backend"], private=study.get("privacy") is not None, secure=_secure(study)),
     ]
 
 
@@ -150,6 +150,7 @@ def _study(study: Mapping[str, Any], counted: Sequence[Event]) -> Section:
         ("Class balance", training["class_balance"]),
         ("Augmentation", training["augmentation"]),
         ("Joined by", f"{aggregation['algorithm']}; a site counts by {_WEIGHTS[aggregation['weights']]}"),
+        ("Encryption", _encryption(aggregation, counted)),
         ("Final model", _SELECT[agreement["select"]]),
         ("Quorum", f"{quorum}; each may take {page.duration(agreement['round_deadline'])} in a round"),
         ("Patients", f"{shares}; no patient is in two"),
@@ -162,6 +163,15 @@ def _study(study: Mapping[str, Any], counted: Sequence[Event]) -> Section:
         lead="What the sites agreed on before the first round. The study's hash, at the page's end, covers all of it.",
         blocks=(Table(caption="The study in words", columns=(), rows=rows, align="ll"),),
     )
+
+
+def _encryption(aggregation: Mapping[str, Any], counted: Sequence[Event]) -> str:
+    """Whether the server saw updates, and what encoding them cut off."""
+    if not aggregation.get("secure"):
+        return "none: the server sees each site's update"
+    cut = sum(event.get("saturated", 0) for event in counted if event["event"] == "round")
+    text = f"updates are masked; changes of a weight up to {aggregation['range']:g}, in {aggregation['lanes']} lanes"
+    return f"{text}; {cut} values were larger and cut off" if cut else f"{text}; no value was larger"
 
 
 def _drawn(study: Mapping[str, Any]) -> str:
@@ -208,15 +218,24 @@ def _traffic(summary: Mapping[str, Any], counted: Sequence[Event]) -> Section:
     )
 
 
-def _limits(backend: str, *, private: bool) -> Section:
+def _secure(study: Mapping[str, Any]) -> bool:
+    return bool(study["aggregation"].get("secure"))
+
+
+def _limits(backend: str, *, private: bool, secure: bool) -> Section:
     points = [
         "Differential privacy limits what the model and the figures tell about one patient; it does not make them "
         "anonymous in every sense of the law. Ask the hospitals' privacy officers before either is passed on."
         if private
         else "No differential privacy was used. The model, and figures that rest on few images, can carry traces of "
         "single patients: keep the model as confidential as the images that it was trained on.",
-        "No secure aggregation was used. The server saw each site's update in the clear, and from such an update a "
-        "determined operator can learn something about the images behind it. Sites that took part trusted the server.",
+        "Updates were encrypted: the server read sums over sites, and of no site anything. Not hidden are who took "
+        "part, when, how many bytes and which reasons were given, and what the sum itself tells; a site can also send "
+        "any numbers it likes, and the masks hide who did."
+        if secure
+        else "No secure aggregation was used. The server saw each site's update in the clear, and from such an update "
+        "a determined operator can learn something about the images behind it. Sites that took part trusted the "
+        "server.",
         "The figures hold for patients like those of these sites. Another hospital, scanner or referral pattern can be "
         "different, and no figure here says how it would go.",
         "There is no interval beside the figures in this part. With few test images a difference in the second decimal "

@@ -14,9 +14,10 @@ from client.private import slots
 from client.train import device, make_optimizer, precision
 from common import guarantee, params
 from common.accounting import noise_over_signal, plan_mu
-from common.layout import layout_of
+from common.layout import Answering, layout_of
 from common.models import build_model
 from common.randomness import seeded, stream
+from common.secure import encoding_of
 from common.study import Study
 from common.tasks import task_of
 from common.tasks.batch import Batch, Objects
@@ -83,7 +84,7 @@ def plan(study: Study, *, images: int, sites: int, threads: int) -> Plan:
     steps = training.local_steps if training.local_steps is not None else (training.local_epochs or 0) * per_pass
     everything = params.length(params.shapes(model, trainable=False))
     trained = params.length(params.shapes(model, trainable=True))
-    up, last = layout_of(study, "update").length, layout_of(study, "evaluate").length
+    up, last = _bytes_up(study, "update", sites=sites), _bytes_up(study, "evaluate", sites=sites)
     rounds, model_bytes = study.study.rounds, 4 * everything
     moments = _MOMENTS[training.optimizer] if not (training.optimizer == "sgd" and training.momentum == 0) else 0
     return Plan(
@@ -92,8 +93,8 @@ def plan(study: Study, *, images: int, sites: int, threads: int) -> Plan:
         parameters=everything,
         trained=trained,
         bytes_down=model_bytes,
-        bytes_up=4 * up,
-        bytes_total=sites * (rounds * (model_bytes + 4 * up) + model_bytes + 4 * last),
+        bytes_up=up,
+        bytes_total=sites * (rounds * (model_bytes + up) + model_bytes + last),
         steps_per_round=steps,
         steps=rounds * steps,
         # weights, order, copy before training, update in two forms; gradients and moments of what is trained
@@ -105,6 +106,13 @@ def plan(study: Study, *, images: int, sites: int, threads: int) -> Plan:
         threads=threads,
         privacy=_protection(study, trained, images=images, sites=sites),
     )
+
+
+def _bytes_up(study: Study, kind: Answering, *, sites: int) -> int:
+    """Payload of an answer, without headers and the protocol's messages (some kB a site)."""
+    if study.aggregation.secure:
+        return 8 * encoding_of(study, kind, sites=sites).words
+    return 4 * layout_of(study, kind).length
 
 
 def _protection(study: Study, trained: int, *, images: int, sites: int) -> Protection | None:
