@@ -61,7 +61,7 @@ _KEPT = [
     "SOPClassUID", "SOPInstanceUID", "Modality", "Manufacturer", "ManufacturerModelName", "PatientID",
     "StudyInstanceUID", "Laterality", "ImageLaterality", "BurnedInAnnotation", "PixelSpacing", "ImagerPixelSpacing",
 ]
-_FORMAT = [
+FORMAT = [
     "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns",
     "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
 ]
@@ -113,22 +113,20 @@ def header(source: bytes | Path) -> Tags:
     Guarantees: rows, columns and frames are positive and within the limits; the pixels' bytes are all there.
     Raises Unusable, and no other error, for anything else.
     """
-    with _refusing(), _opened(source) as file:
-        dataset = _read(file, _KEPT + _FORMAT, pixels=False)
+    with refusing(), opened(source) as file:
+        dataset = read_tags(file, _KEPT + FORMAT, pixels=False)
         start = file.tell()
         following = file.read(4)
         start += 8 if dataset.original_encoding[0] else 12  # tag, VR and length of the pixel element
         end = file.seek(0, io.SEEK_END)
-        kind = _NOT_IMAGES.get(
-            _text(dataset, "SOPClassUID") or _text(dataset.file_meta, "MediaStorageSOPClassUID") or ""
-        )
+        kind = _NOT_IMAGES.get(text(dataset, "SOPClassUID") or text(dataset.file_meta, "MediaStorageSOPClassUID") or "")
         if kind:
             raise Unusable(Drop.NOT_AN_IMAGE, f"a DICOM {kind}, not an image")
         if following in (b"\xe0\x7f\x08\x00", b"\xe0\x7f\x09\x00"):
             raise Unusable(Drop.UNSUPPORTED, "floating-point pixels are not supported")
         if following not in (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10"):
             raise Unusable(Drop.NO_PIXELS, "a DICOM file without pixels")
-        tags = _checked(dataset, end - start)
+        tags = checked(dataset, end - start)
         if str(dataset.file_meta.TransferSyntaxUID) in _COMPRESSED:
             _walk_fragments(file, start, end)
         return tags
@@ -150,21 +148,21 @@ def frames(source: bytes | Path, *, window: Window, wanted: Iterable[int]) -> It
     Raises Unusable, and no other error, for a file without any usable frame.
     Source: DICOM PS3.3 C.7.6.3, C.11.1, C.11.2; PS3.5 8.2.
     """
-    with _refusing(), _opened(source) as file:
-        dataset = _read(file, _KEPT + _FORMAT + _GREY + _PIXELS, pixels=True)
+    with refusing(), opened(source) as file:
+        dataset = read_tags(file, _KEPT + FORMAT + _GREY + _PIXELS, pixels=True)
         if "PixelData" not in dataset:
             raise Unusable(Drop.NO_PIXELS, "a DICOM file without pixels")
-        tags = _checked(dataset, len(dataset.PixelData))
+        tags = checked(dataset, len(dataset.PixelData))
     for frame in wanted:
         try:
-            with _refusing():
+            with refusing():
                 yield _frame(dataset, frame, tags, window)
         except Unusable as error:
             yield error
 
 
 @contextmanager
-def _refusing() -> Iterator[None]:
+def refusing() -> Iterator[None]:
     """Whatever a parser of untrusted bytes throws is a fault of the file. Its text may quote the file: it goes."""
     try:
         yield
@@ -179,7 +177,8 @@ def _refusing() -> Iterator[None]:
 
 
 @contextmanager
-def _opened(source: bytes | Path) -> Iterator[BinaryIO]:
+def opened(source: bytes | Path) -> Iterator[BinaryIO]:
+    """The file's bytes from the beginning; never more than BYTES_LIMIT of them. Raises Unusable, OSError."""
     if isinstance(source, bytes):
         yield _inflated(io.BytesIO(source), len(source))
         return
@@ -206,7 +205,11 @@ def _inflated(file: BinaryIO, size: int) -> BinaryIO:
     return io.BytesIO(data[:start].replace(_DEFLATED, _DEFLATED[:-3] + b"\0\0\0") + body)
 
 
-def _read(file: BinaryIO, tags: list[str], *, pixels: bool) -> pydicom.FileDataset:
+def read_tags(file: BinaryIO, tags: list[str], *, pixels: bool) -> pydicom.FileDataset:
+    """The elements named, of those before the pixels or with them; the transfer syntax is there even in old files.
+
+    For use within `refusing`.
+    """
     head = file.read(132)
     file.seek(0)
     if not looks_like_dicom(head):
@@ -219,7 +222,7 @@ def _read(file: BinaryIO, tags: list[str], *, pixels: bool) -> pydicom.FileDatas
     return dataset
 
 
-def _checked(dataset: pydicom.FileDataset, stored: int) -> Tags:
+def checked(dataset: pydicom.FileDataset, stored: int) -> Tags:
     """The tags, once what they declare fits the limits and the `stored` bytes of pixels."""
     syntax = str(dataset.file_meta.TransferSyntaxUID)
     if syntax not in _NATIVE | _COMPRESSED.keys():
@@ -236,21 +239,21 @@ def _checked(dataset: pydicom.FileDataset, stored: int) -> Tags:
         raise Unusable(
             Drop.TOO_LARGE, f"{count} frames of {height} x {width} x {samples}; limit {SAMPLES_LIMIT} samples a frame"
         )
-    half = _text(dataset, "PhotometricInterpretation") in ("YBR_FULL_422", "YBR_PARTIAL_422")
+    half = text(dataset, "PhotometricInterpretation") in ("YBR_FULL_422", "YBR_PARTIAL_422")
     needed = math.ceil(height * width * (2 if half else samples) * bits * count / 8) if syntax in _NATIVE else 8 * count
     if stored < needed:
         raise Unusable(Drop.UNREADABLE, f"truncated: {stored} bytes of pixels where {needed} are declared")
     burned, model = (
-        _text(dataset, "BurnedInAnnotation"),
-        (_text(dataset, "Manufacturer"), _text(dataset, "ManufacturerModelName")),
+        text(dataset, "BurnedInAnnotation"),
+        (text(dataset, "Manufacturer"), text(dataset, "ManufacturerModelName")),
     )
     return Tags(
-        patient_id=_text(dataset, "PatientID"),
-        study_uid=_text(dataset, "StudyInstanceUID"),
-        sop_uid=_text(dataset, "SOPInstanceUID"),
-        modality=_text(dataset, "Modality"),
+        patient_id=text(dataset, "PatientID"),
+        study_uid=text(dataset, "StudyInstanceUID"),
+        sop_uid=text(dataset, "SOPInstanceUID"),
+        modality=text(dataset, "Modality"),
         scanner=" ".join(part for part in model if part) or None,
-        laterality=_text(dataset, "ImageLaterality") or _text(dataset, "Laterality"),
+        laterality=text(dataset, "ImageLaterality") or text(dataset, "Laterality"),
         burned_in=None if burned is None else burned.upper() == "YES",
         pixel_spacing=_spacing(dataset),
         height=height,
@@ -272,7 +275,7 @@ def _walk_fragments(file: BinaryIO, place: int, end: int) -> None:
     raise Unusable(Drop.UNREADABLE, "truncated: the compressed pixels do not end")
 
 
-def _text(dataset: pydicom.Dataset, name: str) -> str | None:
+def text(dataset: pydicom.Dataset, name: str) -> str | None:
     """The (first) value, at most 64 printable characters, as the standard has it for these tags."""
     value = dataset.get(name)
     if isinstance(value, MultiValue):
@@ -289,9 +292,8 @@ def _spacing(dataset: pydicom.Dataset) -> tuple[float, float] | None:
     return (rows, columns) if 0 < rows < math.inf and 0 < columns < math.inf else None
 
 
-def _frame(dataset: pydicom.FileDataset, frame: int, tags: Tags, window: Window) -> NDArray[np.float32]:
-    if not 0 <= frame < tags.frames:
-        raise Unusable(Drop.CHANGED, f"frame {frame} of a file of {tags.frames}")
+def stored_frame(dataset: pydicom.FileDataset, frame: int, tags: Tags) -> NDArray[Any]:
+    """A frame (from 0, one of `tags`) as it is stored, [H, W] or [H, W, 3]. For use within `refusing`."""
     decoder = _COMPRESSED.get(str(dataset.file_meta.TransferSyntaxUID), "")
     if decoder:
         stream = get_frame(dataset.PixelData, frame, number_of_frames=tags.frames)
@@ -299,13 +301,20 @@ def _frame(dataset: pydicom.FileDataset, frame: int, tags: Tags, window: Window)
             raise Unusable(Drop.UNREADABLE, "the compressed image has another size than the header says")
     stored: NDArray[Any]
     if decoder == "gdcm":
-        form = {name: dataset.get(name) for name in _FORMAT if name != "NumberOfFrames"}
+        form = {name: dataset.get(name) for name in FORMAT if name != "NumberOfFrames"}
         stored = _gdcm.decoded(str(dataset.file_meta.TransferSyntaxUID), form, stream)
     else:
         stored = pixel_array(dataset, index=frame, decoding_plugin=decoder)
     if stored.shape[:2] != (tags.height, tags.width):
         raise Unusable(Drop.UNREADABLE, "the decoded image has another size than the header says")
-    photometric = _text(dataset, "PhotometricInterpretation")
+    return stored
+
+
+def _frame(dataset: pydicom.FileDataset, frame: int, tags: Tags, window: Window) -> NDArray[np.float32]:
+    if not 0 <= frame < tags.frames:
+        raise Unusable(Drop.CHANGED, f"frame {frame} of a file of {tags.frames}")
+    stored = stored_frame(dataset, frame, tags)
+    photometric = text(dataset, "PhotometricInterpretation")
     if photometric == "PALETTE COLOR":
         stored = apply_color_lut(stored, dataset)[..., :3]
         return to_unit(stored, window, limits=(0, 255 if stored.dtype == np.uint8 else 65535))
@@ -321,7 +330,7 @@ def _with_groups(dataset: pydicom.Dataset, frame: int) -> pydicom.Dataset:
     """Rescale, window and padding of a frame: an enhanced multi-frame file keeps them in functional groups."""
     found = pydicom.Dataset()
     found.file_meta = dataset.file_meta  # tells the byte order of lookup tables
-    found.update({e.tag: e for e in dataset if e.keyword in _GREY or e.keyword in _FORMAT})
+    found.update({e.tag: e for e in dataset if e.keyword in _GREY or e.keyword in FORMAT})
     shared, each = dataset.get("SharedFunctionalGroupsSequence"), dataset.get("PerFrameFunctionalGroupsSequence")
     for group in [*(shared or [])[:1], *(each or [])[frame : frame + 1]]:
         for macro in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
@@ -346,7 +355,7 @@ def _windowed(stored: NDArray[Any], rules: pydicom.Dataset, window: Window) -> N
         looked_up = apply_voi(values if values.dtype.kind in "iu" else values.astype(np.int64), rules)
         return to_unit(looked_up, window, limits=(0, 2 ** int(rules.VOILUTSequence[0].LUTDescriptor[2]) - 1))
     centre, width = _number(rules, "WindowCenter"), _number(rules, "WindowWidth")
-    function = _text(rules, "VOILUTFunction") or "LINEAR"
+    function = text(rules, "VOILUTFunction") or "LINEAR"
     if centre is None or width is None or not width >= (1 if function == "LINEAR" else 1e-9):
         return to_unit(values, window)
     if function == "SIGMOID":

@@ -7,6 +7,7 @@ has anyway, and what the annotations say.
 import contextlib
 import hashlib
 import hmac
+import json
 import os
 import sqlite3
 import tempfile
@@ -19,8 +20,10 @@ from pathlib import Path
 from typing import Literal
 
 from client import sources
+from client.agreement import Agreement
 from client.annotations import Finding, Remark
 from client.drops import Drop, Dropped
+from client.readers import Fusion
 from client.records import SCHEMA, TABLES, Row, from_record, to_record
 from client.sources import Format, Found, Progress
 from common.errors import DataError
@@ -52,12 +55,14 @@ def build(
     patient_key: bytes,
     image_is_patient: bool = False,
     require_annotation: bool = True,
+    fusion: Fusion = "majority",
     jobs: int | None = None,
     quiet: bool = True,
 ) -> Counts:
     """Index what lies at `path` into the site folder `folder`, in place of an earlier index.
 
-    `image_is_patient`: an image without patient identifier is a patient of its own, else it is dropped.
+    `image_is_patient`: an image without patient identifier is a patient of its own, else it is dropped. `fusion` makes
+    one annotation of several readers'.
     Raises DataError when nothing lies there, or the index can't be written.
     """
     try:
@@ -68,7 +73,7 @@ def build(
         raise DataError(f"the patient key has {len(patient_key)} bytes; it needs at least 32")
     if folder.resolve().is_relative_to(path):
         raise DataError(f"{folder}: lies inside the images' folder; a site folder needs a place of its own")
-    counted: list[Dropped | Remark] = []
+    counted: list[Dropped | Remark | Agreement] = []
 
     def rows(progress: Progress) -> Iterator[Row]:
         for item in sources.scan(
@@ -76,10 +81,13 @@ def build(
             sources.detect(path) if form == "auto" else form,
             image_is_patient=image_is_patient,
             require_annotation=require_annotation,
+            fusion=fusion,
             jobs=jobs,
             progress=progress,
         ):
             if isinstance(item, Found):
+                if item.agreement is not None:
+                    counted.append(item.agreement)
                 yield _row(item, patient_key)
             else:
                 counted.append(item)
@@ -89,7 +97,7 @@ def build(
     return counts(folder)
 
 
-def write(folder: Path, rows: Iterable[Row], others: Iterable[Dropped | Remark]) -> None:
+def write(folder: Path, rows: Iterable[Row], others: Iterable[Dropped | Remark | Agreement]) -> None:
     """The index of a site folder, in place of an earlier one. `others` is read after `rows`.
 
     Guarantees: atomic; after any error or kill the earlier index is still there. Readable by its owner alone.
@@ -144,6 +152,14 @@ def remarks(folder: Path) -> list[Remark]:
     with _opened(folder) as database:
         records = database.execute("SELECT finding, place FROM remark ORDER BY rowid").fetchall()
         return [Remark(finding=Finding(r["finding"]), place=r["place"]) for r in records]
+
+
+def agreements(folder: Path) -> list[Agreement]:
+    """How far several readers of an image agree, by image. Raises DataError as `read`."""
+    with _opened(folder) as database:
+        records = database.execute("SELECT * FROM agreement ORDER BY path, item").fetchall()
+        found = [(r["path"], r["item"], *json.loads(r["found"])) for r in records]
+        return [Agreement(path=p, item=i, labels=labels, dice=dice, iou=iou) for p, i, labels, dice, iou in found]
 
 
 def counts(folder: Path) -> Counts:
@@ -223,7 +239,7 @@ def _hash(key: bytes, purpose: str, *parts: str) -> str:
     return hmac.digest(key, message, hashlib.sha256).hex()[:32]
 
 
-def _fill(database: sqlite3.Connection, rows: Iterable[Row], others: Iterable[Dropped | Remark]) -> None:
+def _fill(database: sqlite3.Connection, rows: Iterable[Row], others: Iterable[Dropped | Remark | Agreement]) -> None:
     roots: set[Path] = set()
     places = ", ".join("?" * 18)
     for row in rows:
@@ -233,7 +249,10 @@ def _fill(database: sqlite3.Connection, rows: Iterable[Row], others: Iterable[Dr
         raise DataError("the rows of one index must lie under one root folder")
     database.executemany("INSERT INTO meta VALUES ('root', ?)", [(str(root),) for root in roots])
     for other in others:
-        if isinstance(other, Remark):
+        if isinstance(other, Agreement):
+            found = json.dumps([dict(other.labels), dict(other.dice), dict(other.iou)])
+            database.execute("INSERT INTO agreement VALUES (?, ?, ?)", (other.path, other.item, found))
+        elif isinstance(other, Remark):
             database.execute("INSERT INTO remark VALUES (?, ?)", (other.finding, other.place))
         else:
             values = (other.path, other.reason, other.detail, other.array, other.item)

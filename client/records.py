@@ -15,7 +15,7 @@ from client.annotations import Split
 from client.sources import Source
 from common.annotation import Annotation, Box
 
-SCHEMA = 1
+SCHEMA = 2
 TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE image (image TEXT PRIMARY KEY, patient TEXT NOT NULL, study TEXT,
@@ -25,6 +25,7 @@ CREATE TABLE image (image TEXT PRIMARY KEY, patient TEXT NOT NULL, study TEXT,
 CREATE TABLE dropped (path TEXT NOT NULL, reason TEXT NOT NULL, detail TEXT NOT NULL,
     array TEXT NOT NULL, item INTEGER);
 CREATE TABLE remark (finding TEXT NOT NULL, place TEXT NOT NULL);
+CREATE TABLE agreement (path TEXT NOT NULL, item INTEGER NOT NULL, found TEXT NOT NULL);
 """
 
 

@@ -13,10 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client import arrays, dicom
-from client.annotations import Finding, Reader, Remark, Split, Subject, coco, masks, merged, picture, tables, voc
+from client.agreement import Agreement
+from client.annotations import Finding, Remark, Split, Subject, picture, tables, voc
+from client.annotations.folder import Annotations, has_masks, is_coco, open_annotations
 from client.dicom import Tags
 from client.drops import Drop, Dropped, Unusable
 from client.preprocess import Window, to_unit
+from client.readers import Fusion, fused
 from common.annotation import Annotation
 from common.errors import DataError
 
@@ -52,6 +55,7 @@ class Found:
     burned_in: bool | None = None
     official: Split | None = None
     annotation: Annotation = field(default_factory=Annotation)
+    agreement: Agreement | None = None  # of several readers
     columns: dict[str, str] = field(default_factory=dict)
 
 
@@ -71,10 +75,9 @@ def detect(path: Path) -> Format:
         return "medmnist"
     if (path / voc.FOLDER).is_dir() and (path / voc.IMAGES).is_dir():
         return "voc"
-    if (path / "images").is_dir() and (path / masks.FOLDER).is_dir():
+    if (path / "images").is_dir() and has_masks(path):
         return "masks"
-    candidates = [p for p in (*path.glob("*.json"), *path.glob("annotations/*.json")) if p.name != coco.BOXES]
-    return "coco" if any(coco.is_coco(p) for p in candidates) else "dicom"
+    return "coco" if any(map(is_coco, (*path.glob("*.json"), *path.glob("annotations/*.json")))) else "dicom"
 
 
 def scan(
@@ -83,13 +86,14 @@ def scan(
     *,
     image_is_patient: bool = False,
     require_annotation: bool = True,
+    fusion: Fusion = "majority",
     jobs: int | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Found | Dropped | Remark]:
-    """Everything under `path`, in the order of its paths.
+    """Everything under `path`, in the order of its paths. `fusion` makes one annotation of several readers'.
 
-    Guarantees: each file is the source of at least one Found, or is Dropped once. An image that one patient has twice
-    is found once.
+    Guarantees: each file is the source of at least one Found, or is Dropped once as a whole; of a used file each frame
+    is Found or Dropped once. An image that one patient has twice is found once.
     Raises DataError when `path` or a table that speaks for many images can't be read.
     """
     if form not in get_args(Format):
@@ -99,7 +103,7 @@ def scan(
     elif not path.is_dir():
         raise DataError(f"{path}: not a folder; format {form} is a folder of files")
     else:
-        yield from _folder(path, form, image_is_patient, require_annotation, jobs, progress)
+        yield from _folder(path, form, image_is_patient, require_annotation, fusion, jobs, progress)
 
 
 def pixels(source: Source, *, window: Window) -> NDArray[np.float32]:
@@ -163,9 +167,10 @@ def _arrays(path: Path, progress: Progress | None) -> Iterator[Found]:
 
 def _folder(
     root: Path,
-    form: Format,
+    form: Literal["voc", "coco", "masks", "dicom"],
     image_is_patient: bool,
     require_annotation: bool,
+    fusion: Fusion,
     jobs: int | None,
     progress: Progress | None,
 ) -> Iterator[Found | Dropped | Remark]:
@@ -173,11 +178,10 @@ def _folder(
     files = [path for path, problem in walked if problem is None]
     if not walked:
         raise DataError(f"{root}: an empty folder")
-    readers = _readers(root, form, files)
+    annotations = open_annotations(root, form, files, jobs=jobs)
     patients = tables.read_patients(root)
-    aside = {tables.PATIENTS, *(file for reader in readers for file in reader.files)}
     seen: dict[str, str] = {}
-    for outcome in _headers(root, form, walked, aside, jobs, progress):
+    for outcome in _headers(root, form, walked, annotations.files, jobs, progress):
         if isinstance(outcome, Dropped):
             yield outcome
             continue
@@ -195,34 +199,12 @@ def _folder(
         if others:
             yield Remark(finding=Finding.SAME_IN_TWO_PATIENTS, place=outcome.path)
         try:
-            yield from _images(root, outcome, patient, readers, require_annotation)
+            yield from _images(root, outcome, patient, annotations, require_annotation, fusion)
         except Unusable as error:
             yield Dropped(path=outcome.path, reason=error.reason, detail=str(error))
             continue
         seen.update(dict.fromkeys(names, patient))
-    for reader in readers:
-        yield from reader.remarks()
-
-
-def _readers(root: Path, form: Format, files: list[str]) -> list[Reader]:
-    """Whatever the format, `labels.csv` may add labels and columns."""
-    readers: list[Reader | None] = [tables.read_labels(root)]
-    if form == "voc":
-        readers.append(voc.read_voc(root, files))
-    elif form == "coco":
-        found = [f for f in files if f.endswith(".json") and PurePosixPath(f).parts[:-1] in ((), ("annotations",))]
-        found = [f for f in found if coco.is_coco(root / f)]
-        if not found:
-            raise DataError(
-                f"{root}: no COCO file (.json with images and annotations) in it or in its annotations folder"
-            )
-        readers.append(coco.read_coco(root, found))
-    elif form == "masks":
-        readers.append(masks.read_masks(root, files, images="images"))
-    else:
-        readers.append(masks.read_masks(root, files, images=None))
-        readers.append(coco.read_coco(root, [coco.BOXES]) if coco.BOXES in files else None)
-    return [reader for reader in readers if reader is not None]
+    yield from annotations.remarks()
 
 
 def _walk(root: Path) -> list[tuple[str, Dropped | None]]:
@@ -273,7 +255,7 @@ def _headers(
     root: Path,
     form: Format,
     walked: Sequence[tuple[str, Dropped | None]],
-    aside: set[str],
+    aside: frozenset[str],
     jobs: int | None,
     progress: Progress | None,
 ) -> Iterator[_File | Dropped]:
@@ -325,23 +307,36 @@ def _patient(file: _File, form: Format, patients: dict[str, str] | None, image_i
     return f"image {file.digest}" if image_is_patient or (form != "dicom" and patients is None) else None
 
 
-def _images(root: Path, file: _File, patient: str, readers: list[Reader], require_annotation: bool) -> Iterator[Found]:
+def _images(
+    root: Path,
+    file: _File,
+    patient: str,
+    annotations: Annotations,
+    require_annotation: bool,
+    fusion: Fusion,
+) -> Iterator[Found | Dropped]:
+    """The frames of a file. Raises Unusable when none of them can be used."""
     tags = file.tags
-    subject = Subject(
-        path=file.path,
-        height=tags.height,
-        width=tags.width,
-        frames=tags.frames,
-        sop_uid=tags.sop_uid,
-        study_uid=tags.study_uid,
-        patient_id=tags.patient_id,
-    )
-    annotation = merged(reader.annotation(subject) for reader in readers)
-    if require_annotation and annotation.label is None and annotation.mask is None and annotation.boxes is None:
-        raise Unusable(Drop.NO_ANNOTATION, "nothing is known about it")
-    official = next((split for reader in readers if (split := reader.official(subject))), None)
-    columns = {k: v for reader in readers for k, v in reader.columns(subject).items()}
+    dropped: dict[int, Unusable] = {}
     for frame in range(tags.frames):
+        subject = Subject(
+            path=file.path,
+            height=tags.height,
+            width=tags.width,
+            frames=tags.frames,
+            frame=frame,
+            sop_uid=tags.sop_uid,
+            study_uid=tags.study_uid,
+            patient_id=tags.patient_id,
+        )
+        try:
+            annotation, agreement = fused(annotations.readings(subject), fusion, path=file.path, item=frame)
+            known = annotation.label, annotation.mask, annotation.boxes
+            if require_annotation and all(one is None for one in known):
+                raise Unusable(Drop.NO_ANNOTATION, "nothing is known about it")
+        except Unusable as error:
+            dropped[frame] = error
+            continue
         yield Found(
             source=Source(root=root, path=file.path, kind=file.kind, item=frame),
             patient=patient,
@@ -352,7 +347,12 @@ def _images(root: Path, file: _File, patient: str, readers: list[Reader], requir
             modality=tags.modality,
             scanner=tags.scanner,
             burned_in=tags.burned_in,
-            official=official,
+            official=annotations.official(subject),
             annotation=annotation,
-            columns=columns,
+            agreement=agreement,
+            columns=annotations.columns(subject),
         )
+    if len(dropped) == tags.frames:
+        raise dropped[0]
+    for frame, why in dropped.items():
+        yield Dropped(path=file.path, reason=why.reason, detail=str(why), item=frame)

@@ -29,7 +29,7 @@ DOORS = {
     ),
     "cryptography": ("common/crypto/",),
     "opacus": ("client/dp/", "common/accounting.py"),
-    "pydicom": ("client/dicom.py", "client/dicom_objects/", "client/pull.py", "simulations/datasets/phantom.py"),
+    "pydicom": ("client/dicom.py", "client/dicom_objects/", "client/pull/", "simulations/datasets/phantom.py"),
     "torchvision": ("common/models/", "client/augment.py"),
     "highdicom": ("client/dicom_objects/",),
     "safetensors": ("common/params.py", "server/checkpoint.py"),

@@ -4,12 +4,13 @@ A reader is made once per folder. It says which files it has read, then answers 
 the end names what matched no image.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from client.drops import Drop, Unusable
+from client.readers import Reading
 from common.annotation import Annotation, Box
 
 Split = Literal["train", "validation", "test"]
@@ -20,6 +21,8 @@ class Finding(StrEnum):
 
     BOX_WITHOUT_AREA = "box_without_area"  # dropped
     LABEL_WITHOUT_IMAGE = "label_without_image"  # a label, mask or box file entry that matches no image
+    ANNOTATION_NOT_USABLE = "annotation_not_usable"  # a DICOM object that can't be read, or not be laid onto an image
+    OVERLAPPING_CLASSES = "overlapping_classes"  # kept: a mask holds one class for each pixel, the later segment's
     SAME_IN_TWO_PATIENTS = "same_in_two_patients"  # kept: which of the two is right is not for a program to say
 
 
@@ -33,24 +36,26 @@ class Remark:
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """The stored image that an annotation is looked for. `path` is relative to the folder, with forward slashes."""
+    """The stored image that an annotation is looked for: one frame (from 0) of a file. `path` is relative to the
+    folder, with forward slashes.
+    """
 
     path: str
     height: int
     width: int
-    frames: int = 1
+    frames: int = 1  # of the file
+    frame: int = 0
     sop_uid: str | None = None
     study_uid: str | None = None
     patient_id: str | None = None
 
 
-class Reader(Protocol):
-    """The annotations of one format in one folder."""
+class Known(Protocol):
+    """What one format in one folder tells besides annotations."""
 
-    files: frozenset[str]  # read for annotations: never images
-
-    def annotation(self, subject: Subject) -> Annotation:
-        """What this format knows of the image; an empty annotation if nothing. Raises Unusable when it's wrong."""
+    @property
+    def files(self) -> frozenset[str]:
+        """Read for annotations: never images."""
 
     def official(self, subject: Subject) -> Split | None:
         """The split that the data set's makers gave the image."""
@@ -62,17 +67,19 @@ class Reader(Protocol):
         """What was found, once every image has been asked for."""
 
 
-def merged(annotations: Iterable[Annotation]) -> Annotation:
-    """One annotation from several readers: the first that knows a label, a mask, boxes."""
-    result = Annotation()
-    for found in annotations:
-        if result.label is None:
-            result = replace(result, label=found.label)
-        if result.mask is None:
-            result = replace(result, mask=found.mask, mask_names=found.mask_names)
-        if result.boxes is None:
-            result = replace(result, boxes=found.boxes)
-    return result
+class Reader(Known, Protocol):
+    """The annotations of one format in one folder."""
+
+    def annotation(self, subject: Subject) -> Annotation:
+        """What this format knows of the image; an empty annotation if nothing. Raises Unusable when it's wrong."""
+
+
+@runtime_checkable
+class Panel(Known, Protocol):
+    """Annotations of one format in one folder by several readers."""
+
+    def readings(self, subject: Subject) -> list[Reading]:
+        """What each reader knows of the image. Raises Unusable when it's wrong."""
 
 
 def inside(boxes: Sequence[Box], *, height: int, width: int) -> tuple[tuple[Box, ...], int]:

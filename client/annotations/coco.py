@@ -14,8 +14,6 @@ from client.drops import Drop, Unusable
 from common.annotation import Annotation, Box
 from common.errors import DataError
 
-BOXES = "boxes.json"  # its name in a DICOM folder
-
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:

@@ -1,4 +1,7 @@
-"""Mask pictures: `masks/<SOPInstanceUID>.png` of a DICOM folder, or `masks/NAME.png` beside `images/NAME.png`."""
+"""Mask pictures: `masks/<SOPInstanceUID>.png` of a DICOM folder, or `masks/NAME.png` beside `images/NAME.png`.
+
+Those of several readers lie in `masks-READER` folders.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -57,11 +60,11 @@ class Masks:
         return str(path.relative_to(self.images).with_suffix("")) if path.is_relative_to(self.images) else None
 
 
-def read_masks(root: Path, files: list[str], *, images: str | None) -> Masks | None:
-    """The masks among the folder's files (relative paths), or None where there is no `masks` folder."""
-    paths = [PurePosixPath(file) for file in files if file.startswith(FOLDER + "/")]
+def read_masks(root: Path, files: list[str], *, images: str | None, folder: str = FOLDER) -> Masks | None:
+    """The masks among the folder's files (relative paths), or None where there is no folder of masks."""
+    paths = [PurePosixPath(file) for file in files if file.startswith(folder + "/")]
     by_name = {
-        str(path.relative_to(FOLDER).with_suffix("")): str(path)
+        str(path.relative_to(folder).with_suffix("")): str(path)
         for path in paths
         if path.suffix.lower() in picture.SUFFIXES
     }

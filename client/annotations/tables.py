@@ -8,33 +8,39 @@ from pathlib import Path
 
 from client.annotations import Finding, Remark, Split, Subject
 from client.drops import Drop, Unusable
+from client.readers import Reading
 from common.annotation import Annotation
 from common.errors import DataError
 
-LABELS, PATIENTS = "labels.csv", "patients.csv"
+LABELS, PATIENTS, NAMES = "labels.csv", "patients.csv", "names.csv"
 
 
 @dataclass
 class Labels:
     """`labels.csv`: `key,label` and any further columns. A key is a relative path, SOPInstanceUID, StudyInstanceUID or
     PatientID: the narrowest wins, in that order. An empty label is no label; the row's further columns still count.
+    A column `reader` says who gave the label: then an image may have one from each.
     """
 
     rows: dict[str, list[tuple[int, dict[str, str]]]]
     files: frozenset[str] = frozenset({LABELS})
     _used: set[str] = field(default_factory=set)
 
-    def annotation(self, subject: Subject) -> Annotation:
-        labels = {row["label"] for _, row in self._of(subject)} - {""}
-        if len(labels) > 1:
-            raise Unusable(Drop.BAD_ANNOTATION, f"{LABELS} gives it {len(labels)} different labels")
-        return Annotation(label=labels.pop() if labels else None)
+    def readings(self, subject: Subject) -> list[Reading]:
+        by_reader: dict[str, set[str]] = {}
+        for _, row in self._of(subject):
+            if row["label"]:
+                by_reader.setdefault(row.get("reader", ""), set()).add(row["label"])
+        for labels in by_reader.values():
+            if len(labels) > 1:
+                raise Unusable(Drop.BAD_ANNOTATION, f"{LABELS} gives it {len(labels)} different labels")
+        return [Reading(reader=name, annotation=Annotation(label=found.pop())) for name, found in by_reader.items()]
 
     def official(self, subject: Subject) -> Split | None:
         return None
 
     def columns(self, subject: Subject) -> dict[str, str]:
-        return {k: v for _, row in self._of(subject)[:1] for k, v in row.items() if k not in ("key", "label")}
+        return {k: v for _, row in self._of(subject)[:1] for k, v in row.items() if k not in ("key", "label", "reader")}
 
     def remarks(self) -> Iterator[Remark]:
         for key, rows in self.rows.items():
@@ -71,6 +77,15 @@ def read_patients(root: Path) -> dict[str, str] | None:
         if not row["patient"] or patients.setdefault(file, row["patient"]) != row["patient"]:
             raise DataError(f"{PATIENTS} line {line}: each file needs exactly one patient")
     return patients
+
+
+def read_names(root: Path) -> dict[str, str]:
+    """`names.csv`, a name found in a DICOM object to the study's class. Empty where there is none. Raises DataError."""
+    names: dict[str, str] = {}
+    for line, row in _table(root / NAMES, ("found", "class")) or []:
+        if not row["class"] or names.setdefault(row["found"], row["class"]) != row["class"]:
+            raise DataError(f"{NAMES} line {line}: each name needs exactly one class")
+    return names
 
 
 def _table(path: Path, needed: tuple[str, ...]) -> list[tuple[int, dict[str, str]]] | None:

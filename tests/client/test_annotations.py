@@ -43,34 +43,58 @@ def labels(root: Path, text: str, encoding: str = "utf-8") -> tables.Labels:
     return found
 
 
+def label_of(found: tables.Labels, image: Subject) -> str | None:
+    """What one reader says."""
+    readings = found.readings(image)
+    assert len(readings) < 2
+    return readings[0].annotation.label if readings else None
+
+
 def test_the_narrowest_key_of_labels_wins(tmp_path: Path) -> None:
     found = labels(tmp_path, "key,label,hospital\nP,patient,north\nS,study,north\nU,image,south\n./a.dcm,path,west\n")
     full = {"sop_uid": "U", "study_uid": "S", "patient_id": "P"}
-    assert found.annotation(subject("a.dcm", **full)).label == "path"
-    assert found.annotation(subject("b.dcm", **full)).label == "image"
-    assert found.annotation(subject("b.dcm", **full | {"sop_uid": None})).label == "study"
-    assert found.annotation(subject("b.dcm", patient_id="P")).label == "patient"
-    assert found.annotation(subject("b.dcm")).label is None
+    assert label_of(found, subject("a.dcm", **full)) == "path"
+    assert label_of(found, subject("b.dcm", **full)) == "image"
+    assert label_of(found, subject("b.dcm", **full | {"sop_uid": None})) == "study"
+    assert label_of(found, subject("b.dcm", patient_id="P")) == "patient"
+    assert label_of(found, subject("b.dcm")) is None
     assert found.columns(subject("a.dcm")) == {"hospital": "west"}
     assert not list(found.remarks())
 
 
 def test_labels_that_match_no_image_are_named_by_line_and_not_by_key(tmp_path: Path) -> None:
     found = labels(tmp_path, "key,label\nSECRET,x\nb.png,y\n")
-    found.annotation(subject("b.png"))
+    found.readings(subject("b.png"))
     assert [(r.finding, r.place) for r in found.remarks()] == [(Finding.LABEL_WITHOUT_IMAGE, "labels.csv line 2")]
 
 
 def test_contradictory_labels_are_refused_and_an_empty_one_is_none(tmp_path: Path) -> None:
     found = labels(tmp_path, "key,label\na,x\na,y\nb,\nc,z\nc,z\n")
     with pytest.raises(Unusable) as caught:
-        found.annotation(subject("a"))
+        found.readings(subject("a"))
     assert caught.value.reason is Drop.BAD_ANNOTATION
-    assert found.annotation(subject("b")).label is None and found.annotation(subject("c")).label == "z"
+    assert label_of(found, subject("b")) is None and label_of(found, subject("c")) == "z"
+
+
+def test_labels_of_several_readers_are_kept_apart(tmp_path: Path) -> None:
+    found = labels(tmp_path, "key,label,reader,ward\na,x,anna,1\na,y,ben,1\nb,x,anna,\nc,x,anna,\nc,y,anna,\n")
+    assert [(r.reader, r.annotation.label) for r in found.readings(subject("a"))] == [("anna", "x"), ("ben", "y")]
+    assert label_of(found, subject("b")) == "x" and found.columns(subject("a")) == {"ward": "1"}
+    with pytest.raises(Unusable, match="2 different"):
+        found.readings(subject("c"))
+
+
+def test_names_have_one_class_each(tmp_path: Path) -> None:
+    assert tables.read_names(tmp_path) == {}
+    (tmp_path / "names.csv").write_text("found,class\nLesion 1,lesion\nLesion 2,lesion\n")
+    assert tables.read_names(tmp_path) == {"Lesion 1": "lesion", "Lesion 2": "lesion"}
+    (tmp_path / "names.csv").write_text("found,class\nLesion 1,lesion\nLesion 1,node\n")
+    with pytest.raises(DataError, match="line 3"):
+        tables.read_names(tmp_path)
 
 
 def test_spreadsheets_semicolons_and_byte_order_marks_are_understood(tmp_path: Path) -> None:
-    assert labels(tmp_path, "key;label\na; x \n\n", "utf-8-sig").annotation(subject("a")).label == "x"
+    assert label_of(labels(tmp_path, "key;label\na; x \n\n", "utf-8-sig"), subject("a")) == "x"
 
 
 @pytest.mark.parametrize(
