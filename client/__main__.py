@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from client import cohort, ledger_cli
+from client import cohort, ledger_cli, pull_cli
 from client import index as indexes
 from client.index import Counts
 from client.site import open_site, site_toml
@@ -28,6 +28,7 @@ app = typer.Typer(
 
 
 app.add_typer(ledger_cli.app, name="ledger")
+app.command("pull")(pull_cli.command)
 
 
 @app.command()

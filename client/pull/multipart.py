@@ -1,0 +1,67 @@
+"""A multipart answer that holds one DICOM file: its bytes as they arrive, never more of it in memory than a piece."""
+
+from collections.abc import Iterable, Iterator
+from email.message import Message
+
+from client.pull.archive import Fault, Missing
+
+_HEAD_LIMIT = 65536  # bytes before the file: a preamble, the part's headers
+
+
+def boundary_of(content_type: str) -> bytes | None:
+    """The boundary of a multipart answer; None for a bare DICOM file. Raises Missing for any other type, such as a
+    proxy's login page."""
+    header = Message()
+    header["Content-Type"] = content_type
+    kind, boundary = header.get_content_type(), header.get_param("boundary")
+    if kind == "application/dicom":
+        return None
+    # 70 characters is the limit of RFC 2046 5.1.1; an archive or two writes longer ones.
+    if kind != "multipart/related" or not isinstance(boundary, str) or not 1 <= len(boundary) <= 200:
+        raise Missing(Fault.FAILED)
+    return boundary.encode("ascii", "replace")
+
+
+def single_part(pieces: Iterable[bytes], boundary: bytes) -> Iterator[bytes]:
+    """The content of the only part, piece by piece.
+
+    Guarantees: ends only behind the closing boundary; keeps no more than _HEAD_LIMIT and one piece.
+    Raises Missing: MALFORMED for several parts, headers without end, something behind a boundary that is neither;
+    BROKE_OFF where the closing boundary is missing.
+    Source: RFC 2046 5.1.1.
+    """
+    source = iter(pieces)
+    delimiter = b"\r\n--" + boundary
+    # The first boundary may stand at the very beginning, without the line break that belongs to it.
+    held = b"\r\n"
+    held, _ = _until(source, held, delimiter)
+    held, headers = _until(source, held, b"\r\n\r\n")
+    if headers and not headers.lstrip(b" \t").startswith(b"\r\n"):
+        raise Missing(Fault.MALFORMED)
+    while (place := held.find(delimiter)) < 0:
+        ready = max(0, len(held) - len(delimiter) + 1)
+        if ready:
+            yield held[:ready]
+        held = held[ready:] + _next(source)
+    yield held[:place]
+    held = held[place + len(delimiter) :]
+    while len(held) < 2:
+        held += _next(source)
+    if held[:2] != b"--":
+        raise Missing(Fault.MALFORMED)  # another part
+
+
+def _until(source: Iterator[bytes], held: bytes, mark: bytes) -> tuple[bytes, bytes]:
+    """What follows the mark, and what stood before it."""
+    while (place := held.find(mark)) < 0:
+        if len(held) > _HEAD_LIMIT:
+            raise Missing(Fault.MALFORMED)
+        held += _next(source)
+    return held[place + len(mark) :], held[:place]
+
+
+def _next(source: Iterator[bytes]) -> bytes:
+    for piece in source:
+        if piece:
+            return piece
+    raise Missing(Fault.BROKE_OFF)

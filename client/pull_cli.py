@@ -1,0 +1,256 @@
+"""`python -m client pull`: fetch images from the hospital's archive, politely, and go on after a break."""
+
+import json
+import os
+import time
+from collections import Counter
+from contextlib import closing
+from datetime import date, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from client.index import progress_bar
+from client.pull.archive import Archive
+from client.pull.dimse import DimseArchive, read_address
+from client.pull.folder import Folder
+from client.pull.pace import Hours, Pace, read_hours
+from client.pull.run import Counts, Survey, pull, survey
+from client.pull.selection import Selection, read_entries
+from client.pull.web import WebArchive
+from common.errors import DataError
+
+MISSING, NOTHING, INTERRUPTED = 3, 4, 130  # exit codes
+
+
+def command(
+    archive: Annotated[str, typer.Argument(help="https://HOST/PATH (DICOMweb), or dicom://TITLE@HOST:PORT (DIMSE).")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the images; new, or of an earlier pull.")
+    ] = None,
+    since: Annotated[
+        datetime | None,
+        typer.Option("--from", formats=["%Y-%m-%d", "%Y%m%d"], help="First study date.", metavar="DATE"),
+    ] = None,
+    until: Annotated[
+        datetime | None,
+        typer.Option("--to", formats=["%Y-%m-%d", "%Y%m%d"], help="Last study date; default today.", metavar="DATE"),
+    ] = None,
+    modality: Annotated[list[str] | None, typer.Option(help="CR, DX, MG …; may be given several times.")] = None,
+    study_description: Annotated[str, typer.Option(help="With * and ?, such as 'Thorax*'.")] = "",
+    series_description: Annotated[str, typer.Option(help="With * and ?.")] = "",
+    patients: Annotated[Path | None, typer.Option(help="File of PatientIDs, one a line.")] = None,
+    accessions: Annotated[Path | None, typer.Option(help="File of accession numbers, one a line.")] = None,
+    list_only: Annotated[bool, typer.Option("--list", help="Count by modality and year; fetch nothing.")] = False,
+    rate: Annotated[float, typer.Option(help="Questions and images a second, at most.")] = 5.0,
+    hours: Annotated[str, typer.Option(help="Only between these hours, such as 19-6; else wait.")] = "",
+    most: Annotated[int, typer.Option("--max-mib", min=1, max=4096, help="Refuse larger images, in MiB.")] = 1024,
+    again: Annotated[bool, typer.Option("--again", help="Ask anew for images that earlier runs refused.")] = False,
+    ca: Annotated[Path | None, typer.Option(help="DICOMweb: PEM file of the authority behind the certificate.")] = None,
+    login_file: Annotated[Path | None, typer.Option(help="DICOMweb: file with USER:PASSWORD.")] = None,
+    token_file: Annotated[Path | None, typer.Option(help="DICOMweb: file with a bearer token.")] = None,
+    title: Annotated[str, typer.Option(help="DIMSE: this machine's AE title, as the archive knows it.")] = "FEDWARD",
+    max_pdu: Annotated[int, typer.Option(min=4096, max=131072, help="DIMSE: bytes of one unit.")] = 65536,
+    timeout: Annotated[float, typer.Option(min=1, max=600, help="Seconds without a byte.")] = 30.0,
+    deadline: Annotated[float, typer.Option(min=1, max=86400, help="Seconds for one question or one image.")] = 600.0,
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON on standard output, no table.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar, no table.")] = False,
+) -> None:
+    """Fetch images from a PACS into OUT/images, for `python -m client index OUT/images --out SITE`.
+
+    \b
+    python -m client pull https://pacs/dicom-web --from 2023-01-01 --to 2023-12-31 --modality DX --list
+    python -m client pull https://pacs/dicom-web --from 2023-01-01 --to 2023-12-31 --modality DX --out OUT
+    python -m client pull dicom://PACS@10.0.0.5:104 --title FEDWARD --patients list.txt --out OUT
+
+    \b
+    The files lie in OUT IN CLEAR, with names and birth dates, as in the archive:
+    OUT is for its owner alone (0700) and belongs on a disk that the hospital
+    trusts. De-identification happens at the index, which keeps a few allow-listed
+    tags and keyed hashes and flags burned-in annotation. Delete OUT/images when
+    training no longer needs it. Nothing of an image is printed: counts only.
+
+    \b
+    Run it again after a break: only what is missing is asked for. One connection
+    at a time, --rate questions and images a second. Nothing is recoded.
+
+    \b
+    Password or token: --login-file, --token-file, or in the environment
+    FEDWARD_PACS_LOGIN (USER:PASSWORD), FEDWARD_PACS_TOKEN. HTTPS_PROXY and
+    NO_PROXY are honoured. DIMSE is not encrypted and has no password.
+
+    \b
+    Exit code 0: all that was found is here. 1: it could not be done, one line
+    says why. 3: something is missing or was refused; the table says how much.
+    4: nothing matches. 130: interrupted.
+    """
+    if patients and accessions:
+        raise DataError("--patients and --accessions exclude each other; give one of them")
+    path = patients or accessions
+    last = until.date() if until else date.today() if since else None
+    selection = Selection(
+        since=since.date() if since else None,
+        until=last,
+        modalities=frozenset(modality or ()),
+        study_description=study_description,
+        series_description=series_description,
+        key="AccessionNumber" if accessions else "PatientID",
+        entries=read_entries(path) if path else (),
+    )
+    if out is None and not list_only:
+        raise DataError("--out is missing: the folder for the images; or --list to count only")
+    pace = Pace(rate=rate, hours=read_hours(hours) if hours else None, on_wait=None if quiet else _say_closed)
+    address = read_address(archive)
+    opened: Archive
+    if address is None:
+        login, token = _secret(login_file, "FEDWARD_PACS_LOGIN"), _secret(token_file, "FEDWARD_PACS_TOKEN")
+        user, colon, password = (login or "").partition(":")
+        if login and not colon:
+            raise DataError("the login is not USER:PASSWORD")
+        opened = WebArchive(
+            archive,
+            ca=ca,
+            login=(user, password) if login else None,
+            token=token,
+            timeout=timeout,
+            deadline=deadline,
+        )
+    else:
+        called, host, port = address
+        opened = DimseArchive(
+            host, port, called=called, calling=title, max_pdu=max_pdu, timeout=timeout, deadline=deadline
+        )
+    started = time.monotonic()
+    with closing(opened):
+        if out is None or list_only:
+            _show_survey(survey(opened, selection, pace=pace), as_json, quiet)
+        else:
+            _pull(opened, selection, out, pace, most * 2**20, again, as_json, quiet, started)
+
+
+def _pull(
+    archive: Archive,
+    selection: Selection,
+    out: Path,
+    pace: Pace,
+    limit: int,
+    again: bool,
+    as_json: bool,
+    quiet: bool,
+    started: float,
+) -> None:
+    counts, code = Counts(), INTERRUPTED
+    try:
+        with Folder(path=out) as folder, progress_bar("Fetching", quiet=quiet) as progress:
+            pull(archive, selection, folder, pace=pace, counts=counts, limit=limit, again=again, progress=progress)
+        code = (0 if counts.found else NOTHING) if counts.complete else MISSING
+    except KeyboardInterrupt:
+        pass
+    except Exception:
+        code = 1
+        raise
+    finally:
+        _show(counts, code, out, as_json, quiet, time.monotonic() - started)
+    if code:
+        raise typer.Exit(code)
+
+
+def _secret(path: Path | None, variable: str) -> str | None:
+    """A secret from a file or the environment, one line of printable characters. Its text is in no message."""
+    try:
+        text = os.environ.get(variable, "") if path is None else path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: can't be read ({type(error).__name__})") from None
+    text = text.strip()
+    if not text.isprintable() or not (text or path is None):
+        raise DataError(f"{path or variable}: not one line of printable characters")
+    return text or None
+
+
+def _say_closed(hours: Hours) -> None:
+    Console(stderr=True).print(f"waiting for {hours[0]}:00; pulling from {hours[0]}:00 to {hours[1]}:00 only")
+
+
+def _show(counts: Counts, code: int, out: Path, as_json: bool, quiet: bool, seconds: float) -> None:
+    if as_json:
+        values: dict[str, Any] = {
+            "schema": 1,
+            "studies": counts.studies,
+            "series": counts.series,
+            "found": counts.found,
+            "present": counts.present,
+            "fetched": counts.fetched,
+            "refused": _plain(counts.refused),
+            "failed": _plain(counts.failed),
+            "questions_failed": _plain(counts.questions_failed),
+            "unmatched": counts.unmatched,
+            "bytes": counts.bytes,
+            "seconds": round(seconds, 3),
+            "complete": code in (0, NOTHING),
+        }
+        print(json.dumps(values))
+        return
+    if quiet:
+        return
+    console = Console()
+    table = Table(
+        title=f"{counts.found} images of {counts.series} series, {counts.studies} studies", title_justify="left"
+    )
+    table.add_column("what became of them")
+    table.add_column("images", justify="right")
+    table.add_row("fetched", str(counts.fetched), style="bold")
+    table.add_row("here already", str(counts.present))
+    for name, faults in (("refused", counts.refused), ("missing", counts.failed)):
+        for fault, number in _plain(faults).items():
+            table.add_row(f"{name}: {fault.replace('_', ' ')}", str(number))
+    console.print(table)
+    if failed := counts.questions_failed.total():
+        console.print(f"{failed} questions had no answer: there may be more images than these")
+    if counts.unmatched:
+        console.print(f"{counts.unmatched} answers were not what was asked for, and not followed")
+    if counts.failed or counts.questions_failed or code == INTERRUPTED:
+        console.print("Run it again: only what is missing is asked for.")
+    if counts.fetched:
+        console.print(
+            f"In clear in {out / 'images'}; next: python -m client index {out / 'images'} --out SITE",
+            soft_wrap=True,
+            highlight=False,
+        )
+
+
+def _show_survey(found: Survey, as_json: bool, quiet: bool) -> None:
+    if as_json:
+        values: dict[str, Any] = {
+            "schema": 1,
+            "studies": found.studies,
+            "series": found.series,
+            "images": found.images,
+            "untold": found.untold,
+            "by": {modality: dict(sorted(years.items())) for modality, years in sorted(found.by.items())},
+            "questions_failed": _plain(found.questions_failed),
+            "unmatched": found.unmatched,
+        }
+        print(json.dumps(values))
+    elif not quiet:
+        console = Console()
+        title = f"{found.images} images of {found.series} series, {found.studies} studies"
+        years = sorted({year for counted in found.by.values() for year in counted})
+        table = Table(title=title, title_justify="left")
+        for column in ("modality", *years):
+            table.add_column(column, justify="left" if column == "modality" else "right")
+        for kind, counted in sorted(found.by.items()):
+            table.add_row(kind, *(str(counted[year]) for year in years))
+        console.print(table)
+        if found.untold:
+            console.print(f"{found.untold} series more, of which the archive does not tell the number of images")
+        if failed := found.questions_failed.total():
+            console.print(f"{failed} questions had no answer: there may be more than this")
+    if found.questions_failed or not found.series:
+        raise typer.Exit(MISSING if found.questions_failed else NOTHING)
+
+
+def _plain(counted: Counter[Any]) -> dict[str, int]:
+    return {str(name): number for name, number in sorted(counted.items()) if number}
