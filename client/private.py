@@ -32,7 +32,7 @@ from common.clip import Bounds
 from common.errors import DataError, StudyError
 from common.event import Event
 from common.layout import LARGEST, layout_of
-from common.models import build_model
+from common.models import build_model, groups_of
 from common.noise import fresh_key
 from common.study import Study
 from common.tasks import task_of
@@ -181,7 +181,8 @@ def slots(study: Study) -> int:
 
 def trained_of(model: nn.Module, study: Study) -> Trained:
     """What the model trains, in the study's groups for clipping."""
-    return trained(model)
+    groups = groups_of(model, guarantee.privacy_of(study).clip_groups)
+    return trained(model, group_of=groups.__getitem__)
 
 
 def losses_of(study: Study, what: Trained) -> Losses:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Freeze = Literal["none", "backbone", "all_but_head"]
+Freeze = Literal["none", "backbone", "all_but_norms", "all_but_head"]
 
 
 def _printable(name: str) -> str:
@@ -86,8 +86,8 @@ class ModelPart(Part):
     )
     freeze: Freeze = Field(
         "none",
-        description="what stays as pretrained and is never sent: nothing, the backbone, or all but the last layer"
-        " (of detectors: the layers that give classes and boxes)",
+        description="what stays as pretrained and is never sent: nothing, the backbone, all but normalisations and the"
+        " last layer (of detectors: the layers that give classes and boxes), or all but the last layer",
     )
     weight_standardisation: bool = Field(
         False, description="cnn, resnet18, unet: convolutions with standardised kernels; needs norm = 'group'"
@@ -173,7 +173,6 @@ class Aggregation(Part):
         description="how much a site counts in the mean: its images, its patients, or all sites the same; under"
         " [privacy] its declared nominal_patients, as counts are private",
     )
-
 
     secure: bool = Field(
         False, description="encrypted updates: the server reads sums over sites, and of no site anything"

@@ -68,6 +68,8 @@ class Study(Part):
             raise ValueError(
                 f"model.freeze = {model.freeze!r} needs pretrained_sha256: random layers are not worth keeping"
             )
+        if model.freeze == "all_but_norms" and model.norm == "none":
+            raise ValueError("model.freeze = 'all_but_norms' needs model.norm = 'group': there are no norms to train")
         if model.weight_standardisation and model.norm == "none":
             raise ValueError("model.weight_standardisation needs model.norm = 'group': kernels lose their length")
         _fits_secure(self)

@@ -305,6 +305,38 @@ def protection(found: Any, *, sites: int) -> Any:
 
 
 @app.command()
+def pretrain(
+    study: StudyArgument,
+    out: Annotated[Path, typer.Option("--out", help="file to write", metavar="FILE.safetensors")],
+    data: DataOption = "phantom",
+    images: Annotated[int, typer.Option(min=1, help="images to make or take", metavar="N")] = 1000,
+    epochs: Annotated[int, typer.Option(min=1, help="passes over them", metavar="E")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="of weights, images and their order")] = 0,
+    threads: ThreadsOption = 1,
+    change: SetOption = None,
+) -> None:
+    """Train a study's network on public images: a file for --pretrained, so that less is to be learnt under privacy."""
+    import torch
+
+    from simulations.pretraining import pretrain as carry_out
+
+    torch.set_num_threads(threads)
+    parsed = study_from(study, change)
+    found = carry_out(
+        parsed,
+        images=images,
+        epochs=epochs,
+        out=out,
+        seed=seed,
+        data=data,
+        say=lambda text: typer.echo(text, err=True),
+    )
+    typer.echo(
+        f"{found.path}: {found.parameters:,} values, made for {', '.join(found.classes)}\n\n[model]\n{found.lines}"
+    )
+
+
+@app.command()
 def evaluate(
     model: Annotated[Path, typer.Option(help="folder with model.safetensors and model.json", metavar="DIR")],
     data: DataOption,

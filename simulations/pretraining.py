@@ -24,6 +24,7 @@ from common import params
 from common.errors import StudyError
 from common.layout import Pool
 from common.models import build_model, head_names
+from common.parts import Freeze
 from common.randomness import seeded
 from common.study import Study, parse
 from server.checkpoint import write_atomically
@@ -46,6 +47,7 @@ class Pretrained:
     path: Path
     sha256: str
     parameters: int  # values in the file
+    freeze: Freeze  # what a study of few patients leaves as it is: it trains norms and last layer, about 1,000 values
     whole: bool  # the last layer is in the file too: the public images have the study's own classes
     classes: tuple[str, ...]  # that the weights were made for
     images: int  # trained on
@@ -56,7 +58,7 @@ class Pretrained:
         """TOML for the study's `[model]`."""
         return (
             f'pretrained_sha256 = "{self.sha256}"\n'
-            'freeze = "all_but_head"          # "backbone" or "none" train more, and need more patients\n'
+            f'freeze = "{self.freeze}"         # "all_but_head" trains less; "backbone" and "none" more\n'
         )
 
 
@@ -95,6 +97,7 @@ def pretrain(
         path=out,
         sha256=sha256,
         parameters=values,
+        freeze="all_but_norms" if public.model.norm == "group" else "all_but_head",
         whole=whole,
         classes=public.study.classes,
         images=len(train),

@@ -69,7 +69,7 @@ class Way(Protocol):
 
 
 class Unreached(RuntimeError):
-    """A trained parameter without gradients by patient: unused, or used behind the back of its layer."""
+    """A trained parameter without gradients by patient (used behind the back of its layer), or without a clip norm."""
 
 
 @dataclass(kw_only=True)
@@ -94,6 +94,8 @@ class Clipper:
 
     def __call__(self, norms: Tensor) -> Tensor:
         values: NDArray[np.float64] = norms.detach().cpu().numpy()
+        if values.shape[1] != len(self._bounds.clip_norms):  # one norm would be taken for that of every group
+            raise Unreached(f"{values.shape[1]} groups of parameters for {len(self._bounds.clip_norms)} clip norms")
         weights = self._weights[self._next : self._next + len(values)]
         self._next += len(values)
         self.not_finite += int(len(values) - np.isfinite(values).all(axis=1).sum())

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from client.dp.gradients import Clip, Losses, Trained, Unreached, exact_arithmetic
 from client.dp.layers import Tape, clipped, own_parameters, padding_of
 from client.dp.microbatch import Microbatch
+from common.models.standardised import StandardisedConv2d
 from common.randomness import seeded
 
 
@@ -35,7 +36,28 @@ def transposed_convolution(
     return made
 
 
+def standardised_convolution(
+    layer: StandardisedConv2d, activations: list[Tensor], backprops: Tensor
+) -> dict[Tensor, Tensor]:
+    """Per-image gradients by the kernel, taken on to the weight that the kernel is made from.
+
+    Opacus would fall back to functorch: its own sampler knows no subclass.
+    """
+    made: dict[Tensor, Tensor] = {}
+    if layer.weight.requires_grad:
+        windows = nn.functional.unfold(
+            activations[0], layer.kernel_size, dilation=layer.dilation, padding=padding_of(layer), stride=layer.stride
+        )
+        windows, outputs = (one.reshape(len(one), layer.groups, -1, windows.shape[2]) for one in (windows, backprops))
+        by_kernel = torch.einsum("ngot,ngit->ngoi", outputs, windows).reshape(-1, *layer.weight.shape)
+        made[layer.weight] = layer.by_weight(by_kernel)
+    if layer.bias is not None and layer.bias.requires_grad:
+        made[layer.bias] = backprops.sum(dim=(2, 3))
+    return made
+
+
 register_grad_sampler(nn.ConvTranspose2d)(transposed_convolution)
+register_grad_sampler(StandardisedConv2d)(standardised_convolution)
 
 
 def supported(model: nn.Module) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from client.dp.gradients import Clip, Losses, Trained, Unreached, exact_arithmetic, squared_norms
 from client.dp.microbatch import Microbatch
+from common.models.standardised import StandardisedConv2d
 from common.randomness import seeded
 
 _SMALL_MAP = 100  # places of a feature map up to which one product per image is faster than grouped convolution
@@ -77,11 +78,15 @@ class Tape:
 
 
 class _Conv(torch.autograd.Function):
-    """Convolution, or its transpose, by torch's own kernels; the weights' gradient is taken patient by patient."""
+    """Convolution, standardised or transposed, by torch's own kernels; the weights' gradient is taken patient by
+    patient.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: Any, tape: Tape) -> Tensor:
         tape.check(layer, x)
+        if isinstance(layer, StandardisedConv2d):
+            weight = layer.kernel()
         ctx.save_for_backward(x, weight)
         ctx.layer, ctx.tape = layer, tape
         transposed = isinstance(layer, nn.ConvTranspose2d)
@@ -95,7 +100,8 @@ class _Conv(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         layer, tape, backprop = ctx.layer, ctx.tape, backprops[0].contiguous()
         if layer.weight.requires_grad:
-            tape.add(layer.weight, _convolution_weights(tape, layer, x, backprop, ctx.how))
+            found = _convolution_weights(tape, layer, x, backprop, ctx.how)
+            tape.add(layer.weight, layer.by_weight(found) if isinstance(layer, StandardisedConv2d) else found)
         if layer.bias is not None and layer.bias.requires_grad:
             tape.add(layer.bias, tape.of_patients(backprop.sum(dim=(2, 3))))
         by_input = None
@@ -196,6 +202,7 @@ class _GroupNorm(torch.autograd.Function):
 # Exact types: a subclass may compute anything.
 LAYERS: dict[type[nn.Module], Any] = {
     nn.Conv2d: _Conv,
+    StandardisedConv2d: _Conv,
     nn.ConvTranspose2d: _Conv,
     nn.Linear: _Linear,
     nn.GroupNorm: _GroupNorm,

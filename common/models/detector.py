@@ -20,8 +20,8 @@ from torchvision.ops import MultiScaleRoIAlign, box_iou
 from common.errors import StudyError
 from common.models.cnn import norm_layer
 from common.models.resnet import residual, tame
+from common.parts import ModelPart
 from common.randomness import seeded
-from common.study import ModelPart
 
 STRIDES = (8, 16, 32, 64)  # pixels between the cells of the pyramid's levels
 MOST_DETECTIONS = 100  # per image: COCO's limit, beyond which its metric does not look

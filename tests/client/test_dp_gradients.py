@@ -8,14 +8,20 @@ import numpy as np
 import pytest
 import torch
 from dp_cases import MODELS, losses_of, matrix, micro_of, model_of, only, study_of
+from small import tiny_study
 from torch import Tensor, nn
 
 from client.dp import hooks, layers
 from client.dp.gradients import Clipper, Unreached, exact_arithmetic, one_by_one, squared_norms, trained
 from client.dp.microbatch import Microbatch
+from client.dp.patients import blank_of
+from client.dp.selftest import check
 from client.dp.step import way_of
 from common.clip import SLACK, Bounds
 from common.errors import FederationError
+from common.models import groups_of
+from common.models.standardised import StandardisedConv2d
+from common.study import Study
 from common.tasks.batch import Batch
 
 FAST = [name for name in MODELS if name not in ("resnet18", "fasterrcnn", "retinanet")]
@@ -76,7 +82,8 @@ class Zoo(nn.Module):
         self.first = nn.Conv2d(2, 6, 3, stride=2, dilation=2, padding=(1, 2))
         self.grouped = nn.Conv2d(6, 6, 3, padding="same", groups=3, bias=False)
         self.norm = nn.GroupNorm(2, 6)
-        self.twice = nn.Conv2d(6, 6, 1)
+        self.standardised = StandardisedConv2d(6, 6, 3, stride=2, padding=2, dilation=2, groups=2)
+        self.twice = StandardisedConv2d(6, 6, 1, bias=False)
         self.rise = nn.ConvTranspose2d(6, 4, 3, stride=2, padding=1, output_padding=1, groups=2, dilation=1)
         self.mix = nn.Linear(4, 5)
         self.wide = nn.Linear(5, 60)
@@ -85,6 +92,7 @@ class Zoo(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x = torch.tanh(self.norm(self.grouped(torch.tanh(self.first(images)))))
+        x = torch.tanh(self.standardised(x))
         x = self.twice(torch.tanh(self.twice(x)))
         x = self.mix(torch.tanh(self.rise(x)).flatten(2).transpose(1, 2))
         x = self.out(torch.tanh(self.wide(torch.tanh(x)))).mean(dim=1)
@@ -227,6 +235,113 @@ def test_groups_of_parameters_are_clipped_apart() -> None:
     for way in (one_by_one, layers.layer_by_layer, hooks.opacus_hooks):
         total = way(model, what, losses, micro, Clipper(bounds, micro.weights)).numpy()
         assert distance(total[None], expected[None]) < 1e-4
+
+
+def test_the_layers_as_groups_move_the_sum_as_far_as_one_group_and_no_farther() -> None:
+    """Each group at clip norm / sqrt(groups): one patient's whole contribution is then at most the clip norm."""
+    study, clip_norm = study_of("cnn gap"), 1e-3
+    model, losses = model_of(study), losses_of(study)
+    groups = groups_of(model, "layers")
+    what = trained(model, group_of=groups.__getitem__)
+    count = 1 + max(what.groups)
+    assert what.groups == (0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6)
+    bounds, micro = Bounds(clip_norms=(clip_norm / count**0.5,) * count), micro_of(study, (2,), slots=3)
+    assert bounds.sensitivity == pytest.approx(clip_norm, rel=1e-12)
+    (row,) = naive(model, "cnn gap", micro)
+    for way in (one_by_one, layers.layer_by_layer, hooks.opacus_hooks):
+        total = way(model, what, losses, micro, Clipper(bounds, micro.weights)).numpy()
+        for (name, parameter), (_, group, place) in zip(model.named_parameters(), what.places(), strict=True):
+            own = np.concatenate([row[at] for _, other, at in what.places() if other == group])
+            scale = min(1, clip_norm / count**0.5 * (1 - SLACK) / np.linalg.norm(own))
+            assert np.allclose(total[place], scale * row[place], rtol=1e-3, atol=1e-9), (name, parameter.shape)
+        assert np.linalg.norm(total) <= clip_norm * (1 - SLACK) * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("clip_norms", [(1.0,), (1.0, 1.0, 1.0)])
+def test_groups_without_a_clip_norm_each_are_refused(clip_norms: tuple[float, ...]) -> None:
+    """One norm for two groups would let a patient contribute it twice."""
+    study = study_of("cnn gap")
+    model, losses = model_of(study), losses_of(study)
+    what = trained(model, group_of=lambda name: int(name.startswith("head.")))
+    micro = micro_of(study, (2, 1), slots=3)
+    for way in (one_by_one, layers.layer_by_layer, hooks.opacus_hooks):
+        with pytest.raises(Unreached, match=f"2 groups of parameters for {len(clip_norms)} clip norms"):
+            way(model, what, losses, micro, Clipper(Bounds(clip_norms=clip_norms), micro.weights))
+
+
+LEVERS = {
+    "cnn, standardised": {"model": {"name": "cnn", "head": "gap", "weight_standardisation": True}},
+    "unet, standardised": {
+        "study": {"task": "segmentation", "classes": ["a", "b"]},
+        "model": {
+            "name": "unet",
+            "head": "dense",
+            "image_size": [16, 16],
+            "base_channels": 2,
+            "weight_standardisation": True,
+        },
+    },
+    "unet, head": {
+        "study": {"task": "segmentation", "classes": ["a", "b"]},
+        "model": {
+            "name": "unet",
+            "head": "dense",
+            "image_size": [16, 16],
+            "base_channels": 2,
+            "freeze": "all_but_head",
+            "pretrained_sha256": "0" * 64,
+        },
+    },
+    "unet, norms": {
+        "study": {"task": "segmentation", "classes": ["a", "b"]},
+        "model": {
+            "name": "unet",
+            "head": "dense",
+            "image_size": [16, 16],
+            "base_channels": 2,
+            "freeze": "all_but_norms",
+            "pretrained_sha256": "0" * 64,
+        },
+    },
+    "scatter": {"model": {"name": "scatter", "head": "dense"}},
+    "scatter of pixels": {
+        "study": {"task": "segmentation", "classes": ["a", "b"]},
+        "model": {"name": "scatter", "head": "dense"},
+    },
+}
+SLOW_LEVERS = {
+    "resnet18, standardised": {
+        "model": {"name": "resnet18", "head": "dense", "image_size": [16, 16], "weight_standardisation": True}
+    },
+    "retinanet, head": {
+        "study": {"task": "detection", "classes": ["a", "b"]},
+        "model": {
+            "name": "retinanet",
+            "head": "dense",
+            "image_size": [64, 64],
+            "freeze": "all_but_head",
+            "pretrained_sha256": "0" * 64,
+        },
+    },
+}
+
+
+def lever(name: str) -> Study:
+    return tiny_study(**{**LEVERS, **SLOW_LEVERS}[name])
+
+
+@pytest.mark.parametrize("name", [*LEVERS, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_LEVERS)])
+def test_models_that_learn_under_noise_have_the_right_gradients_on_the_fast_way(name: str) -> None:
+    study = lever(name)
+    model, losses = model_of(study), losses_of(study)
+    what, micro = trained(model), micro_of(study, (2, 1, 3), slots=8)
+    assert way_of(model) is layers.layer_by_layer
+    expected = matrix(one_by_one, model, what, losses, micro)
+    assert distance(matrix(layers.layer_by_layer, model, what, losses, micro), expected) < 1e-4
+    if name in LEVERS:
+        assert hooks.supported(model)
+        assert distance(matrix(hooks.opacus_hooks, model, what, losses, micro), expected) < 1e-4
+    check(model, what, losses, study, layers.layer_by_layer, blank=blank_of(study), seed=0)
 
 
 def test_frozen_layers_have_no_place_in_the_sum() -> None:

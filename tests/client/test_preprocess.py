@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client.preprocess import Geometry, normalise, to_model, to_unit
-from common.study import Preprocessing, Study, parse
+from common.parts import Preprocessing
+from common.study import Study, parse
 
 
 def study(size: tuple[int, int], channels: int = 1, aspect: str = "pad") -> Study:

@@ -24,7 +24,6 @@ def test_every_task_has_a_ready_study() -> None:
 
 WRONG = [
     ("training", "bach_size", 8, "training.bach_size is not a known key", "batch_size"),
-    ("aggregation", "secure", True, "aggregation.secure is not a known key", "algorithm"),
     ("training", "batch_size", 0, "training.batch_size = 0", "greater than or equal to 1"),
     ("training", "batch_size", "8", "training.batch_size = '8'", "integer"),
     ("training", "batch_size", True, "training.batch_size = True", "integer"),
