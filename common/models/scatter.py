@@ -5,7 +5,9 @@ Features that need neither data nor a download are worth more under noise than l
 2013, "Invariant scattering convolution networks", section 2, with two scales and eight orientations.
 """
 
+import hashlib
 import math
+from collections import OrderedDict
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import product
@@ -20,6 +22,7 @@ FEATURES = 1 + 2 * ORIENTATIONS + ORIENTATIONS**2  # of one grey channel: orders
 LOCAL_FEATURES = 1 + 2 * ORIENTATIONS  # orders 0 and 1
 MOST_CELLS = 8  # on each side of a classifier's features: larger images get larger cells, not more weights
 _MARGIN = 6  # pixels of the mirrored image on each side, at least: what the widest wavelet sees beyond the border
+_MOST_KNOWN = 2**26  # feature values kept in memory: 256 MB, the features of 16,000 small images
 _AT_ONCE = 2**15  # pixels: more images at once don't stay in the processor's cache
 
 
@@ -38,12 +41,25 @@ class Scatter(nn.Module):
         super().__init__()
         self.cells = min(image_size[0] // 4, MOST_CELLS), min(image_size[1] // 4, MOST_CELLS)
         self.head = nn.Linear(channels * FEATURES * self.cells[0] * self.cells[1], 1 if classes == 2 else classes)
+        self._known: OrderedDict[bytes, Tensor] = OrderedDict()  # features by digest of the image, newest last
         _start_at_zero(self.head)
 
     def forward(self, images: Tensor) -> Tensor:
-        features = scattering(images, self.cells)
-        logits: Tensor = self.head(F.group_norm(features, features.shape[1] // 3).flatten(1))
+        logits: Tensor = self.head(torch.stack([self._features(image) for image in images]).to(images.device))
         return logits if logits.shape[1] > 1 else torch.cat([torch.zeros_like(logits), logits], dim=1)
+
+    def _features(self, image: Tensor) -> Tensor:
+        """Normalised features [n] of one image [C, H, W], in memory: images come again in every round, and their
+        features stay. Each image is transformed alone, so that no bit depends on who came along.
+        """
+        digest = hashlib.sha256(image.detach().cpu().contiguous().numpy().tobytes()).digest()
+        if digest not in self._known:
+            found = scattering(image[None], self.cells)
+            self._known[digest] = F.group_norm(found, found.shape[1] // 3).flatten().cpu()
+            while len(self._known) * self._known[digest].numel() > _MOST_KNOWN:
+                self._known.popitem(last=False)
+        self._known.move_to_end(digest)
+        return self._known[digest]
 
 
 class PixelScatter(nn.Module):
