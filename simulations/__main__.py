@@ -408,6 +408,31 @@ def membership(
 
 
 @app.command()
+def attack(
+    bits: Annotated[
+        int,
+        typer.Option(min=8, max=28, help="bits of a key to search: 28 finds any of Flower's, in minutes", metavar="N"),
+    ] = 16,
+    verbose: Annotated[bool, typer.Option("--verbose", help="every answer of the sites, in their words")] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Attack secure aggregation as a lying server would, Fedward's and Flower's. Exit code 1 where one on Fedward's
+    succeeds.
+    """
+    from rich.console import Console
+
+    from simulations.attacks.table import carry_out, told
+
+    found = carry_out(bits=bits)
+    if json_:
+        typer.echo(json.dumps(found.as_json()))
+    else:
+        Console(highlight=False).print(told(found, verbose=verbose))
+    if not found.passed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def studies() -> None:
     """List the ready studies that `run` and `plan` know by name."""
     from common.study import load

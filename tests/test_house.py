@@ -44,7 +44,7 @@ INSIDES = ("common/wire.py", "client/worker.py", "server/control.py", "server/ex
 PUBLIC = {"flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.simulation"}
 
 
-PEERS = ("simulations/benchmarks/", "simulations/attack_flower.py")  # what measures or attacks a peer imports it
+PEERS = ("simulations/benchmarks/", "simulations/attacks/")  # what measures or attacks a peer imports it
 
 
 def opens(path: str, doors: tuple[str, ...]) -> bool:

@@ -1,7 +1,7 @@
 """One round of Flower's SecAgg+ without a network: its own client mod for each site, asked stage by stage.
 
 The server's messages are made here, as `SecAggPlusWorkflow` of flwr 1.41 makes them, with everybody as everybody's
-neighbour. Who asks may lie: that is what `simulations.attack_flower` does.
+neighbour. Who asks may lie: that is what `simulations.attacks.flower` does.
 """
 
 from collections.abc import Mapping, Sequence

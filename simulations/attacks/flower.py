@@ -1,19 +1,13 @@
-"""What a server can learn in Flower's SecAgg+, shown on the installed flwr's own client mod and functions.
-
-python -m simulations.attack_flower [--bits N]
+"""Attacks on Flower's SecAgg+: the installed flwr's own client mod and functions.
 
 Each function plays a server, lies only where its text says so, and reads one site's update: why Fedward has a protocol
 of its own (DECISIONS.md). The sites are `secaggplus_mod` itself; nothing in flwr is changed.
 """
 
-import argparse
-import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Literal
 
 import numpy as np
 from flwr.common import bytes_to_ndarray
@@ -34,6 +28,7 @@ from flwr.supercore.primitives.asymmetric import (
 )
 from numpy.typing import NDArray
 
+from simulations.attacks.finding import Finding, judged
 from simulations.benchmarks.flower_round import (
     CLIPPING_RANGE,
     MOD_RANGE,
@@ -47,20 +42,11 @@ from simulations.mersenne import first_numbers
 SEED_BITS = 28
 VICTIM = 1
 EXAMPLES = 400  # of 1000, flwr's largest weight
+AGAINST = f"flwr {version('flwr')}"
 _BATCH = 2**14  # seeds at a time: their states stay in the processor's cache
 _BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 _QUANTUM = 2 * CLIPPING_RANGE / TARGET_RANGE
 Integers = list[NDArray[np.int64]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """What came of an attack. `detail`: what was asked, what was read, in figures."""
-
-    attack: str
-    against: str
-    outcome: Literal["succeeds", "fails"]
-    detail: str
 
 
 def open_both_shares(sites: int = 4) -> Finding:
@@ -79,7 +65,6 @@ def open_both_shares(sites: int = 4) -> Finding:
     peers = {node: keys[0] for node, keys in flower.public.items() if node != VICTIM}
     found = _unmasked(sent, [(own, 1), *_pairs(private, peers)])
     return _finding(
-        "ask for one site as active and as dropped",
         found,
         updates[VICTIM],
         f"{flower.threshold} of {sites} sites, asked once, each handed over both shares of one peer",
@@ -109,10 +94,33 @@ def replace_keys(sites: int = 4) -> Finding:
     sent = vector_of(flower.masked(victim, invented))
     found = _unmasked(sent, [(own, 1), *_pairs(private, {node: keys[0] for node, keys in shown.items()})])
     return _finding(
-        "show forged public keys",
         found,
         updates[VICTIM],
         "the site took the server for all of its peers; it was never asked to open anything, its peers not at all",
+    )
+
+
+def split_orders(sites: int = 4) -> Finding:
+    """Have the victim's peers train from weights from which training changes nothing, and open the sum of all.
+
+    Source: Pasquini, Francati, Ateniese 2022, "Eluding Secure Aggregation in Federated Learning via Model
+    Inconsistency".
+    """
+    updates, _ = _round(sites)
+    nothing = [np.zeros_like(array) for array in updates[VICTIM]]
+    arrays = {node: update if node == VICTIM else nothing for node, update in updates.items()}
+    flower = FlowerRound([FlowerSite(node, each, examples=EXAMPLES) for node, each in arrays.items()])
+    sent = {node: vector_of(flower.masked(site)) for node, site in flower.sites.items()}
+    shares: dict[int, list[bytes]] = {node: [] for node in flower.sites}
+    for node in list(flower.sites)[: flower.threshold]:
+        for owner, share in flower.opened(flower.sites[node], active=list(flower.sites), dead=[]):
+            shares[owner].append(share)
+    left = [_masked_integers(sent[node], [(combine_shares(shares[node]), 1)]) for node in flower.sites]
+    _, *total = parameters_mod([sum(parts[1:], parts[0]) for parts in zip(*left, strict=True)], MOD_RANGE)
+    middle = (sites - 1) * CLIPPING_RANGE  # what the peers' zeros add, as each value is shifted by the range
+    found = [(array - middle) * 1000 / EXAMPLES for array in dequantize(total, CLIPPING_RANGE, TARGET_RANGE)]
+    return _finding(
+        found, updates[VICTIM], f"{sites} sites of which {sites - 1} were asked with other weights; one honest sum"
     )
 
 
@@ -145,11 +153,11 @@ def search_seed(bits: int = 16) -> Finding:
     found = [_unmasked(sent, [(combine_shares(shares), 1), (friends, -1), (seed, -1)]) for seed in seeds]
     whole = 2.0 ** (SEED_BITS - bits) * seconds
     return _finding(
-        "try all seeds of a mask between two sites",
         found[0] if len(found) == 1 else None,
         updates[victim],
         f"{2**bits} of 2^{SEED_BITS} seeds in {seconds:.2f} s on one core, {2**bits / seconds / 1e6:.1f} million a "
         f"second; all would take {whole:.0f} s; a seed has {seed_entropy():.2f} bits of entropy",
+        brief=f"{SEED_BITS - bits} of {SEED_BITS} bits were told; a search of all takes {whole / 60:.1f} min",
     )
 
 
@@ -165,13 +173,14 @@ def clear_numbers() -> Finding:
         if name.startswith("fitres")
         for key, value in record.items()
     }
-    return Finding(
-        attack="read a site's number of examples and metrics",
-        against=f"flwr {version('flwr')}",
-        outcome="succeeds"
-        if {101, 0.125} <= {value for value in numbers.values() if isinstance(value, (int, float))}
-        else "fails",
+    read = [numbers.get("num_examples", math.nan), numbers.get("dice", math.nan)]
+    return judged(
+        read,
+        [101, 0.125],
+        tolerance=0,
+        against=AGAINST,
         detail=f"in clear beside the masked vector: {numbers}",
+        brief="numbers of examples and metrics alone",
     )
 
 
@@ -264,17 +273,16 @@ def _unmasked(sent: Sequence[bytes], streams: Sequence[tuple[bytes, int]]) -> li
 
 
 def _finding(
-    attack: str, found: list[NDArray[np.float64]] | None, update: list[NDArray[np.float32]], detail: str
+    found: list[NDArray[np.float64]] | None, update: list[NDArray[np.float32]], detail: str, *, brief: str = ""
 ) -> Finding:
     """Success is the site's own update, to three steps of flwr's quantisation: one step over a weight of 0.4."""
-    error = math.inf
-    if found is not None:
-        error = max(float(np.abs(one - other).max()) for one, other in zip(found, update, strict=True))
-    return Finding(
-        attack=attack,
-        against=f"flwr {version('flwr')}",
-        outcome="succeeds" if error <= 3 * _QUANTUM else "fails",
-        detail=f"{detail}; the update was read to within {error:.1g}",
+    return judged(
+        None if found is None else np.concatenate([array.reshape(-1) for array in found]),
+        np.concatenate([array.reshape(-1) for array in update]),
+        tolerance=3 * _QUANTUM,
+        against=AGAINST,
+        detail=detail,
+        brief=brief,
     )
 
 
@@ -282,17 +290,3 @@ def _bytes(value: object) -> bytes:
     if not isinstance(value, bytes):
         raise TypeError(f"{type(value).__name__} in the state of a site, not bytes")
     return value
-
-
-def main() -> None:
-    """Carry all out and print."""
-    parser = argparse.ArgumentParser(description="attacks on Flower's SecAgg+")
-    parser.add_argument("--bits", type=int, default=22, help=f"bits of the seed to search, at most {SEED_BITS}")
-    bits = min(parser.parse_args().bits, SEED_BITS)
-    logging.getLogger("flwr").setLevel(logging.ERROR)
-    for finding in (open_both_shares(), replace_keys(), search_seed(bits), clear_numbers()):
-        print(f"{finding.against}: {finding.attack}: {finding.outcome}\n    {finding.detail}")
-
-
-if __name__ == "__main__":
-    main()

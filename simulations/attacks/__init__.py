@@ -1,0 +1,1 @@
+"""Attacks on secure aggregation, carried out on the real clients: Fedward's, all refused, beside Flower's."""
