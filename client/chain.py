@@ -83,15 +83,17 @@ class Chain:
     write or a failed fsync the descriptor is closed, and `append` refuses until `verify_again` has read the file from
     its beginning; the failed entry may then be there or not. A last line that a crash tore is closed and followed by a
     `repair` entry that holds its hash. A head that is one behind is moved on.
+    `durable=False`, for sites that a simulation makes up, leaves it to the operating system when lines reach the disk.
     Raises: ChainError, one line.
     """
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self._folder, self._name, self._process = folder, name, os.getpid()
+    def __init__(self, folder: Path, name: str, *, durable: bool = True) -> None:
+        self._folder, self._name, self._process, self._durable = folder, name, os.getpid(), durable
         self._path = folder / f"{name}.jsonl"
         self._descriptor: int | None = None
         self._entries: list[Entry] = []
         self._size = 0
+        self._paused: tuple[tuple[int, ...], ...] | None = None
         _demand_private(folder)
         _demand_private(self._path)  # before a lock file is made for nothing
         try:
@@ -141,7 +143,8 @@ class Chain:
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
             if os.fstat(self._descriptor).st_size != len(contents.data):
                 raise ChainError(f"{self._path}: was changed while it was read")
-            os.fsync(self._descriptor)  # the last line may have been written and not synced
+            if self._durable:
+                os.fsync(self._descriptor)  # the last line may have been written and not synced
             if anchor_in(self._path, head) != contents.entries[-1].anchor:
                 _replace(self._folder, f"{self._name}.head", head_of(contents.entries[-1].anchor))
         except OSError as error:
@@ -156,6 +159,36 @@ class Chain:
             body = {"torn": hashlib.sha256(torn).hexdigest(), "lines": torn.count(b"\n") + 1}
             line, entry = new_line("repair", body, sequence=len(self._entries), previous=self.anchor.hash)
             self._write(line if contents.tail.endswith(b"\n") else b"\n" + line, entry)
+
+    def pause(self) -> None:
+        """Let others have the lock. What is verified need not be read again, if nothing is touched before `resume`."""
+        self._paused = self._status() if self.usable else None
+        self.close()
+
+    def resume(self) -> None:
+        """Take the lock again, and go on where file and head are untouched (device, inode, size, times of change and of
+        modification); else they are read and verified from the beginning. Raises ChainError; it is closed then.
+        """
+        if self._lock is not None or os.getpid() != self._process:
+            raise ChainError(f"{self._path}: open already, or opened by another process")
+        seen, self._paused = self._paused, None
+        try:
+            self._lock = _lock(self._folder, self._name)
+            if seen is None or self._status() != seen:
+                self.verify_again()
+            else:
+                self._descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            self.close()
+            raise ChainError(f"{self._path}: can't be opened again ({error.strerror})") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _status(self) -> tuple[tuple[int, ...], ...]:
+        """What changes when somebody writes to file or head, replaces them, or changes who may read them."""
+        found = (os.stat(self._folder / f"{self._name}.{end}", follow_symlinks=False) for end in ("jsonl", "head"))
+        return tuple((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in found)
 
     def close(self) -> None:
         """Let go of file and lock."""
@@ -175,8 +208,9 @@ class Chain:
                 raise ChainError(f"{self._path}: was changed while in use")
             if os.write(descriptor, line) != len(line):
                 raise OSError(0, "no room for the whole line")
-            os.fsync(descriptor)
-            _replace(self._folder, f"{self._name}.head", head_of(entry.anchor))
+            if self._durable:
+                os.fsync(descriptor)
+            _replace(self._folder, f"{self._name}.head", head_of(entry.anchor), durable=self._durable)
         except OSError as error:
             self._forget_descriptor()
             raise self._failed(error) from error
@@ -255,18 +289,20 @@ def _demand_private(path: Path) -> None:
         )
 
 
-def _replace(folder: Path, name: str, data: bytes) -> None:
+def _replace(folder: Path, name: str, data: bytes, *, durable: bool = True) -> None:
     """The file whole under its name, and on disk, folder included. Raises OSError."""
     temporary = folder / f".{name}.new"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         if os.write(descriptor, data) != len(data):
             raise OSError(0, "no room for the whole file")
-        os.fsync(descriptor)
+        if durable:
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
     os.replace(temporary, folder / name)
-    _sync_folder(folder)
+    if durable:
+        _sync_folder(folder)
 
 
 def _sync_folder(folder: Path) -> None:

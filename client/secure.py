@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from client import audit
 from client.membership import Membership, membership
 from client.session import Invitation, Opening, Sessions
 from client.site import Site
@@ -86,17 +87,27 @@ def _run(site: Site, study: Study, order: Order) -> _Run:
     """The run's sessions; new ones where this process has none, or the roster has changed."""
     if not order.run:
         raise MessageError("an order of secure aggregation without its run")
-    place = membership(site.folder, name=site.name, now=int(time.time()))
+    own = site.policy
+    place = membership(
+        site.folder, name=site.name, now=int(time.time()), colluding=own.colluding, min_sites=own.min_sites
+    )
     key = (site.folder, order.run, place.roster.sha256.hex())
     if key not in _runs:
         setting = secure.setting_of(study, place.roster, run=order.run)
 
         def opened(opening: Opening) -> None:
             run = _runs[key]
+            audit.sum_opened(site, study.sha256, opening)
             run.opened(run.orders[opening.order])
 
         sessions = Sessions(
-            identity=place.identity, site=site.name, setting=setting, min_sites=setting.min_sites, opened=opened
+            identity=place.identity,
+            site=site.name,
+            setting=setting,
+            min_sites=max(setting.min_sites, own.min_sites),
+            opened=opened,
+            min_change=own.min_change,
+            survivors_before=audit.survivors(audit.entries_of(site.folder), study.sha256) if own.min_change else (),
         )
         _runs[key] = _Run(membership=place, sessions=sessions)
         while len(_runs) > RUNS:

@@ -5,15 +5,46 @@ import hashlib
 import hmac
 import os
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated, Any
 
-from common.errors import DataError, StudyError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from client import policy_text
+from client.policy import SIMULATED, Policy
+from client.redaction import without_paths
+from common.errors import DataError, FederationError, StudyError
 from common.study import Study, from_json
 
-_ALLOWED = set("abcdefghijklmnopqrstuvwxyz0123456789-")
-_KEYS = ("name", "nominal_patients", "paths.anchor", "paths.cache", "policy.unprotected")
+_NAME = r"^[a-z0-9-]{1,32}$"
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class _Paths(_Table):
+    """`[paths]`: relative to the site folder, or absolute."""
+
+    cache: str = Field("cache", description="give a path, relative to the site's or absolute")
+    anchor: str | None = Field(None, description="give a path, relative to the site's or absolute")
+
+
+class _Settings(_Table):
+    """All of site.toml."""
+
+    name: Annotated[str, Field(pattern=_NAME)] = Field(description="a site name is 1 to 32 of a-z, 0-9 and -")
+    nominal_patients: Annotated[int, Field(ge=1, le=10**9)] | None = Field(
+        None, description="a whole number from 1 to 1000000000"
+    )
+    simulated: bool = Field(
+        False,
+        description="true or false: made up by a simulation; its audit log need not outlive a power cut",
+    )
+    paths: _Paths = Field(_Paths(), description="write a table: [paths], then its keys")
+    policy: Policy = Field(Policy(), description="write a table: [policy], then its keys")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,63 +57,88 @@ class Site:
     patient_key: bytes  # 32 bytes; turns patient identifiers into hashes and decides the split; never leaves the site
     nominal_patients: int | None = None  # declared from what may be known anyway, one significant digit; public
     anchor: Path | None = None  # where, on another disk, the ledger's newest head is kept
-    unprotected: bool = False  # whether studies without differential privacy may use patients who have a ledger
+    simulated: bool = False  # made up by a simulation
+    policy: Policy = field(default_factory=Policy)  # the hospital's own limits
+
+    @property
+    def unprotected(self) -> bool:
+        """Whether studies without differential privacy may use patients who have a ledger."""
+        return self.policy.unprotected
 
 
 def open_site(folder: Path) -> Site:
     """The site in a folder. Raises DataError, one line, when it isn't one or its site.toml is wrong."""
+    file = folder / "site.toml"
     try:
-        values = tomllib.loads((folder / "site.toml").read_text(encoding="utf-8"))
+        values = tomllib.loads(file.read_text(encoding="utf-8"))
         key = (folder / "keys" / "patient.key").read_bytes()
+        settings = _Settings.model_validate(_tuples(values))
     except OSError as error:
         missing = Path(error.filename or folder).name
         raise DataError(
             f"{folder}: not a site folder ({missing}: {error.strerror}); make one with `client index`"
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{folder / 'site.toml'}: not valid TOML: {error}") from error
-    name, paths, policy = values.get("name"), values.get("paths", {}), values.get("policy", {})
-    tables = {"paths": paths, "policy": policy}
-    for part, table in tables.items():
-        if not isinstance(table, dict):
-            raise DataError(f"{folder / 'site.toml'}: {part} = {table!r}; write a table: [{part}], then its keys")
-    found = {*values, *(f"{part}.{inner}" for part in tables for inner in tables[part])} - tables.keys()
-    if unknown := sorted(found - set(_KEYS)):
-        raise DataError(f"{folder / 'site.toml'}: unknown key {unknown[0]}; known: {', '.join(_KEYS)}")
-    if not isinstance(name, str) or not 1 <= len(name) <= 32 or not set(name) <= _ALLOWED:
-        raise DataError(f"{folder / 'site.toml'}: name = {name!r}; a site name is 1 to 32 of a-z, 0-9 and -")
-    cache, anchor = paths.get("cache", "cache"), paths.get("anchor")
-    for part, path in (("cache", cache), ("anchor", anchor or "")):
-        if not isinstance(path, str):
-            raise DataError(
-                f"{folder / 'site.toml'}: paths.{part} = {path!r}; give a path, relative to the site's or absolute"
-            )
-    nominal, unprotected = values.get("nominal_patients"), policy.get("unprotected", False)
-    if nominal is not None and (type(nominal) is not int or not 1 <= nominal <= 10**9):
-        raise DataError(f"{folder / 'site.toml'}: nominal_patients = {nominal!r}; a whole number from 1 to 1000000000")
-    if type(unprotected) is not bool:
-        raise DataError(f"{folder / 'site.toml'}: policy.unprotected = {unprotected!r}; true or false")
+        raise DataError(f"{file}: not valid TOML: {error}") from error
+    except ValidationError as error:
+        faults = [_fault(dict(fault)) for fault in error.errors(include_url=False)]
+        raise DataError(f"{file}: {'; '.join(dict.fromkeys(faults))}") from None
     if len(key) != 32:
         raise DataError(
             f"{folder / 'keys' / 'patient.key'}: {len(key)} bytes instead of 32; restore it from your backup"
         )
+    anchor = settings.paths.anchor
     return Site(
         folder=folder,
-        name=name,
-        cache=(folder / cache).resolve(),
+        name=settings.name,
+        cache=(folder / settings.paths.cache).resolve(),
         patient_key=key,
-        nominal_patients=nominal,
+        nominal_patients=settings.nominal_patients,
         anchor=(folder / anchor).resolve() if anchor else None,
-        unprotected=unprotected,
+        simulated=settings.simulated,
+        policy=settings.policy,
     )
 
 
-def site_toml(name: str, *, cache: str = "cache", nominal_patients: int | None = None) -> str:
-    """The text of a new site.toml. Raises DataError for a name that isn't one."""
-    if not 1 <= len(name) <= 32 or not set(name) <= _ALLOWED:
+def _tuples(value: Any) -> Any:
+    """TOML arrays as the tuples that frozen values hold."""
+    if isinstance(value, dict):
+        return {key: _tuples(inner) for key, inner in value.items()}
+    return tuple(_tuples(inner) for inner in value) if isinstance(value, list) else value
+
+
+def _fault(fault: dict[str, Any]) -> str:
+    """One fault of a site.toml: its key, its value, and what would be right."""
+    table: type[BaseModel] = _Settings
+    place = [str(part) for part in fault["loc"] if isinstance(part, str)]
+    hint = ""
+    for name in place:
+        if name not in table.model_fields:
+            break
+        hint, inner = table.model_fields[name].description or "", table.model_fields[name].annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            table = inner
+    key = ".".join(place)
+    if fault["type"] == "extra_forbidden":
+        return f"unknown key {key}; known here: {', '.join(table.model_fields)}"
+    if fault["type"] == "value_error":
+        return f"{key}: {str(fault['msg']).removeprefix('Value error, ')}"
+    value = None if fault["type"] == "missing" else fault["input"]
+    return f"{key} = {value!r}; {hint}"
+
+
+def site_toml(name: str, *, cache: str = "cache", nominal_patients: int | None = None, simulated: bool = False) -> str:
+    """The text of a new site.toml. A hospital's explains every key of the policy, each with its safe value; that of a
+    simulated site lets every study run.
+
+    Raises DataError for a name that isn't one.
+    """
+    if not 1 <= len(name) <= 32 or not set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-"):
         raise DataError(f"site name {name!r}: use 1 to 32 of a-z, 0-9 and -")
     declared = "" if nominal_patients is None else f"nominal_patients = {nominal_patients}\n"
-    return f'name = "{name}"\n{declared}\n[paths]\ncache = "{cache}"\n'
+    made_up = "simulated = true\n" if simulated else ""
+    limits = policy_text.to_toml(SIMULATED) if simulated else policy_text.template()
+    return f'name = "{name}"\n{declared}{made_up}\n[paths]\ncache = "{cache}"\n\n{limits}'
 
 
 def declare(folder: Path, nominal_patients: int) -> None:
@@ -122,9 +178,10 @@ def known_study(site: Site, study_hash: str) -> Study | None:
 
 
 def note_error(site: Site, where: str, error: BaseException) -> None:
-    """Write down, at the site alone, what went wrong, as one line: what leaves is a reason code. On a full disk
-    nothing is written, and nothing raised.
+    """Write down, at the site alone, what went wrong, as one line: what leaves is a reason code. What looks like
+    a path in an error that nobody foresaw is left out. On a full disk nothing is written, and nothing raised.
     """
-    text = " ".join(f"{where}: {type(error).__name__}: {error}".split())
+    said = str(error) if isinstance(error, FederationError) else without_paths(str(error))
+    text = " ".join(f"{where}: {type(error).__name__}: {said}".split())
     with contextlib.suppress(OSError), (site.folder / "errors.log").open("a", encoding="utf-8") as file:
         file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {text}\n")

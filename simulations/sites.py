@@ -14,7 +14,6 @@ import numpy as np
 from client import cache as caches
 from client import chain, cohort, index, ledger
 from client.membership import ROSTER, described, make_identity, pin
-from client.policy import SIMULATED
 from client.records import Row
 from client.site import Site, open_site, site_toml
 from common import guarantee
@@ -270,7 +269,7 @@ def _shares(study: Study, rows: Sequence[Row]) -> dict[str, float]:
 
 def _write_identity(folder: Path, *, cache: str, key: bytes, nominal_patients: int | None = None) -> None:
     (folder / "keys").mkdir(parents=True, exist_ok=True)
-    text = site_toml(folder.name, cache=cache, nominal_patients=nominal_patients, policy=SIMULATED)
+    text = site_toml(folder.name, cache=cache, nominal_patients=nominal_patients, simulated=True)
     (folder / "site.toml").write_text(text, encoding="utf-8")
     path = folder / "keys" / "patient.key"
     path.touch(mode=0o600)

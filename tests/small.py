@@ -99,7 +99,7 @@ def write_site(folder: Path, *, images: int, seed: int) -> Path:
     """A site folder named as the folder is, with this many images (and patients)."""
     (folder / "keys").mkdir(parents=True)
     (folder / "keys" / "patient.key").write_bytes(KEY)
-    (folder / "site.toml").write_text(site_toml(folder.name), encoding="utf-8")
+    (folder / "site.toml").write_text(site_toml(folder.name, simulated=True), encoding="utf-8")
     source = write_npz(folder.parent / f"{folder.name}.npz", images=images, seed=seed)
     index.build("medmnist", source, folder, patient_key=KEY)
     return folder

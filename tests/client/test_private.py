@@ -300,7 +300,9 @@ def test_a_site_that_has_declared_no_patients_refuses(folder: Path) -> None:
 
 def test_a_site_without_a_ledger_refuses(tmp_path: Path) -> None:
     folder = write_site(tmp_path / "site-0", images=24, seed=0)
-    (folder / "site.toml").write_text('name = "site-0"\nnominal_patients = 20\n', encoding="utf-8")
+    (folder / "site.toml").write_text(
+        'name = "site-0"\nnominal_patients = 20\n[policy]\napprove = "auto"\n', encoding="utf-8"
+    )
     assert refused(folder) is Reason.FAILED
     assert "has no privacy ledger" in errors(folder)
 
@@ -367,8 +369,8 @@ def test_a_study_without_privacy_is_refused_where_there_is_a_ledger_unless_the_p
     bare = tiny_study()
     assert ask(folder, order("propose", bare)).reason is Reason.POLICY
     assert "would end the ledger's promise" in errors(folder)
-    with (folder / "site.toml").open("a", encoding="utf-8") as file:
-        file.write("\n[policy]\nunprotected = true\n")
+    with (folder / "site.toml").open("a", encoding="utf-8") as file:  # its last table is [policy]
+        file.write("unprotected = true\n")
     assert ask(folder, order("propose", bare)).reason is Reason.OK
     assert [record["study"] for record in records(folder, "unprotected")] == [bare.sha256]
     contents = chain.read(folder / ledger.FOLDER, ledger.NAME)

@@ -1,0 +1,104 @@
+"""Faults planted into the hospital's control: each must be noticed by a test of its own module."""
+
+import pytest
+from mutants import survives
+
+POLICY, APPROVAL, AUDIT, DOCTOR, CHECK = (
+    (f"tests/client/test_{name}.py",) for name in ("policy", "approval", "audit", "doctor", "check")
+)
+
+FAULTS = {
+    "not a number passes": (
+        "client/policy.py",
+        "not privacy.epsilon <= policy.study_epsilon",
+        "privacy.epsilon > 2 * policy.study_epsilon",
+        POLICY,
+    ),
+    "spare rounds forgotten": (
+        "client/policy.py",
+        "rounds = study.study.rounds + study.spare_rounds",
+        "rounds = study.study.rounds",
+        POLICY,
+    ),
+    "any round": ("client/policy.py", "if not 1 <= round <= last:", "if not 1 <= round:", POLICY),
+    "hours of the next day forgotten": ("client/policy.py", "at >= start or at < end", "at >= start", POLICY),
+    "a pattern fits the beginning of a name": ("client/policy.py", "re.fullmatch(", "re.match(", POLICY),
+    "policy asked at proposals alone": (
+        "client/permit.py",
+        "    _both(site, study, entries)\n    moved",
+        "    moved",
+        POLICY,
+    ),
+    "lifetime limit without effect": (
+        "client/allowance.py",
+        "state.available(pool) - less",
+        "state.available(pool)",
+        POLICY,
+    ),
+    "answers at once": ("client/app.py", "    _wait(site)\n", "", POLICY),
+    "denied and yet run": ("client/approval.py", 'found.decision == "denied"', "False", APPROVAL),
+    "the first decision counts": (
+        "client/approval.py",
+        "for entry in reversed(entries)",
+        "for entry in entries",
+        APPROVAL,
+    ),
+    "another study's approval counts": (
+        "client/approval.py",
+        ' and entry.body["study"] == study_hash',
+        "",
+        APPROVAL,
+    ),
+    "anybody may sign": ("client/approval.py", "if public not in policy.approvers:", "if False:", APPROVAL),
+    "a signature for every site": ("client/approval.py", '"site": site, "study"', '"site": "", "study"', APPROVAL),
+    "no signature needed": (
+        "client/approval.py",
+        '    if site.policy.approve == "signed":\n        try:',
+        "    if False:\n        try:",
+        APPROVAL,
+    ),
+    "answers although the log is full": (
+        "client/app.py",
+        "    return verdict(site, order, Reason.FAILED)  # nothing leaves",
+        "    return answer  # nothing leaves",
+        AUDIT,
+    ),
+    "texts of errors in the log": (
+        "client/audit.py",
+        "if isinstance(error, DataError) or not isinstance(error, FederationError):",
+        "if False:",
+        AUDIT,
+    ),
+    "foreign text in the log": (
+        "client/audit.py",
+        'return text if len(text) == 64 and set(text) <= _HEX else ""',
+        "return text",
+        AUDIT,
+    ),
+    "changes while paused unnoticed": (
+        "client/chain.py",
+        "if seen is None or self._status() != seen:",
+        "if seen is None:",
+        AUDIT,
+    ),
+    "times of change not looked at": ("client/chain.py", ", s.st_mtime_ns, s.st_ctime_ns", "", AUDIT),
+    "paths in errors.log": (
+        "client/site.py",
+        "str(error) if isinstance(error, FederationError) else without_paths(str(error))",
+        "str(error)",
+        AUDIT,
+    ),
+    "docstrings are vocabulary": ("client/redaction.py", " and node not in said", "", DOCTOR),
+    "years are shown": ("client/redaction.py", "_DIGITS = 3", "_DIGITS = 4", DOCTOR),
+    "approvers in the bundle": ("client/doctor.py", '_NEVER = ("approvers",)', "_NEVER = ()", DOCTOR),
+    "exact counts in the bundle": ("client/doctor.py", 'return int(float(f"{number:.0e}"))', "return number", DOCTOR),
+    "factor of two": ("client/check.py", "OFF = 1.5", "OFF = 2.0", CHECK),
+    "clock of five seconds": ("client/check.py", "AHEAD = 3.0", "AHEAD = 5.0", CHECK),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_noticed(fault: str) -> None:
+    file, old, new, tests = FAULTS[fault]
+    assert not survives(file, old, new, tests)
