@@ -1,5 +1,6 @@
 """The Flower ServerApp: takes the study from the run, or from a simulation, and hands over to `federation`."""
 
+import json
 import os
 from pathlib import Path
 
@@ -7,10 +8,15 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from common import wire
-from common.errors import StudyError
+from common.errors import RunError, StudyError
 from common.study import Study, from_json
-from server import federation
+from server import events, federation, orders, report
+from server.checkpoint import write_atomically
 from server.exchange import Clock, Exchange
+from server.folder import open_folder
+from server.secure import Sealed
+
+FOLDER = "FEDWARD_FEDERATION"  # environment of a deployment: the coordinator's folder
 
 
 def make(study: Study, options: federation.Options, *, clock: Clock | None = None) -> ServerApp:
@@ -30,12 +36,35 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the study in the run config's one key, into the folder that FEDWARD_OUT names, with the sites
-    FEDWARD_ROSTER lists.
+    """Run the study in the run config's one key as it was ordered, with the sites of the roster, and report on it.
+
+    Raises StudyError without a study, RunError for one that nobody ordered or without a roster.
     """
     text = context.run_config.get("study", "")
     if not isinstance(text, str) or not text:
         raise StudyError("study: the run config holds none; submit the study's canonical JSON under this key")
-    roster = frozenset(filter(None, os.environ.get("FEDWARD_ROSTER", "").split(",")))
-    options = federation.Options(out=Path(os.environ.get("FEDWARD_OUT", "out")), backend="deployment", roster=roster)
-    make(from_json(text), options)(grid, context)
+    study, folder = from_json(text), open_folder(Path(os.environ[FOLDER]))
+    order, roster = orders.given(folder, study), folder.roster()
+    if roster is None:
+        raise RunError(f"{folder.path}: has no roster; add sites and sign one")
+    out = Path(order.out)
+    options = federation.Options(
+        out=out,
+        backend="deployment",
+        roster=frozenset(site.name for site in roster.sites),
+        nominal={site.name: site.nominal_patients for site in roster.sites},
+        sealed=Sealed(key=folder.online_key(), roster=roster) if study.aggregation.secure else None,
+        pretrained=orders.pretrained(order, study),
+        resume=order.resume,
+    )
+    try:
+        make(study, options)(grid, context)
+    except RunError:
+        raise  # is in the log
+    except Exception as error:
+        with events.EventLog(out / "events.jsonl") as log:
+            log.append({"event": "stopped", "reason": f"{type(error).__name__}: continue with `server resume`"})
+        raise
+    summary = events.summary(events.read(out / "events.jsonl"))
+    write_atomically(out / "summary.json", [json.dumps(summary, indent=1, allow_nan=False).encode()])
+    report.write(out)
