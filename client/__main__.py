@@ -13,9 +13,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from client import cohort, ledger_cli, pull_cli
+from client import cohort, index_file, ledger_cli, operate_cli, predict_cli, pull_cli, quality_cli, run_cli
 from client import index as indexes
 from client.index import Counts
+from client.memory import remembered
+from client.readers import Fusion
 from client.site import open_site, site_toml
 from common.errors import DataError, FederationError
 
@@ -29,6 +31,11 @@ app = typer.Typer(
 
 app.add_typer(ledger_cli.app, name="ledger")
 app.command("pull")(pull_cli.command)
+app.command("predict")(predict_cli.command)
+app.command("quality")(quality_cli.command)
+for command in (run_cli.init, run_cli.join, run_cli.up):
+    app.command()(command)
+app.add_typer(operate_cli.app)
 
 
 @app.command()
@@ -43,6 +50,16 @@ def index(
         bool,
         typer.Option("--image-is-patient", help="Images without patient identifier: each is a patient of its own."),
     ] = False,
+    fusion: Annotated[
+        Fusion, typer.Option("--fusion", help="How one outline is made of several readers': by majority or by STAPLE.")
+    ] = "majority",
+    burned_in: Annotated[
+        Literal["keep", "drop"],
+        typer.Option("--burned-in", help="Images whose header says that text, perhaps a name, is in the pixels."),
+    ] = "keep",
+    anew: Annotated[
+        bool, typer.Option("--anew", help="Read every file again, also those that seem unchanged since the last time.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON on standard output, no table.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar, no table.")] = False,
 ) -> None:
@@ -53,6 +70,9 @@ def index(
                 labels.csv   key,label and further columns; a key is a
                              SOPInstanceUID, StudyInstanceUID, PatientID or path
                 masks/SOPInstanceUID.png, boxes.json (COCO)
+                DICOM SEG, SR and RTSTRUCT objects, at any depth
+                names.csv    found,class: the study's class for a name that
+                             stands in such an object
     masks     images/NAME.png and label maps masks/NAME.png
     voc       JPEGImages, Annotations, ImageSets/Main
     coco      JSON files, in FOLDER or its annotations folder, and images
@@ -63,17 +83,38 @@ def index(
     without it a picture is a patient of its own, but for format dicom.
 
     \b
-    No image is copied or changed. Patient identifiers are kept as keyed hashes
-    only: keep OUT/keys as safe as the images. Every file is accounted for:
-    used + dropped = files.
+    Several readers of one image are made one by --fusion:
+                labels.csv with a column reader, folders masks-READER,
+                boxes-READER.json, several DICOM objects
+
+    \b
+    No image is copied or changed. Patient identifiers are kept as keyed hashes,
+    and encrypted in OUT/headers.sealed, so that a second run reads changed
+    files alone: keep OUT/keys as safe as the images. Every file is accounted
+    for: used + dropped = files.
     """
     started = time.monotonic()
     key = _prepare(out, folder)
-    counts = indexes.build(form, folder, out, patient_key=key, image_is_patient=image_is_patient, quiet=quiet)
+    memory = remembered(out, patient_key=key)
+    if anew:
+        memory.forget()
+    counts = indexes.build(
+        form,
+        folder,
+        out,
+        patient_key=key,
+        image_is_patient=image_is_patient,
+        drop_burned_in=burned_in == "drop",
+        fusion=fusion,
+        memory=memory,
+        quiet=quiet,
+    )
     if as_json:
-        print(json.dumps({"schema": 1, **_plain(counts), "seconds": round(time.monotonic() - started, 3)}))
+        seconds = round(time.monotonic() - started, 3)
+        print(json.dumps({"schema": 1, **_plain(counts), "read": memory.read, "seconds": seconds}))
     elif not quiet:
         _print(counts, out)
+        print(f"read: {memory.read} files; the others had not changed since the last time")
     if not counts.images:
         why = ", ".join(f"{n} {reason}" for reason, n in counts.dropped.items())
         raise DataError(f"{folder}: none of {counts.files} files can be used ({why}); see `client index --help`")
@@ -145,7 +186,9 @@ def _print(counts: Counts, out: Path) -> None:
         console.print(f"{number} single images of files with several: {reason.replace('_', ' ')}")
     for finding, number in counts.findings.items():
         console.print(f"to look at: {number} x {finding.replace('_', ' ')}")
-    console.print(f"Each file and its reason: table 'dropped' in {out / indexes.NAME}", soft_wrap=True, highlight=False)
+    console.print(
+        f"Each file and its reason: table 'dropped' in {out / index_file.NAME}", soft_wrap=True, highlight=False
+    )
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ class Cache:
             return pixels.reason
         if pixels.shape[:2] != (row.height, row.width):
             return Drop.CHANGED
-        return preprocess.to_model(pixels, self.study).astype(np.float16)
+        return preprocess.kept(pixels, self.study)
 
     def _refresh(self) -> None:
         """Learn of ids that this or another process has added. Raises DataError where values are missing for them."""

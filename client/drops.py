@@ -20,6 +20,7 @@ class Drop(StrEnum):
     NO_PATIENT_ID = "no_patient_id"
     NO_ANNOTATION = "no_annotation"
     BAD_ANNOTATION = "bad_annotation"  # of another size than the image, contradictory, unreadable
+    BURNED_IN = "burned_in"  # flagged for text in the pixels, at a site that drops those
     DUPLICATE = "duplicate"  # same content or same SOPInstanceUID as another file of the same patient
 
 

@@ -11,24 +11,24 @@ import json
 import os
 import sqlite3
 import tempfile
-import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from client import sources
+from client import headers, sources
 from client.agreement import Agreement
 from client.annotations import Finding, Remark
 from client.drops import Drop, Dropped
+from client.headers import Format, Progress
+from client.index_file import NAME, fill, opened, sync, why
+from client.memory import Memory
 from client.readers import Fusion
-from client.records import SCHEMA, TABLES, Row, from_record, to_record
-from client.sources import Format, Found, Progress
+from client.records import SCHEMA, TABLES, Row, from_record
+from client.sources import Found
 from common.errors import DataError
-
-NAME = "index.sqlite"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,14 +55,18 @@ def build(
     patient_key: bytes,
     image_is_patient: bool = False,
     require_annotation: bool = True,
+    drop_burned_in: bool = False,
     fusion: Fusion = "majority",
+    memory: Memory | None = None,
     jobs: int | None = None,
     quiet: bool = True,
 ) -> Counts:
     """Index what lies at `path` into the site folder `folder`, in place of an earlier index.
 
-    `image_is_patient`: an image without patient identifier is a patient of its own, else it is dropped. `fusion` makes
-    one annotation of several readers'.
+    `image_is_patient`: an image without patient identifier is a patient of its own, else it is dropped.
+    `drop_burned_in`: so is one whose header says that text is burned into its pixels. `fusion` makes
+    one annotation of several readers'. `memory` spares reading files that haven't changed since it was made.
+    Guarantees: with a memory the index is the same as without one.
     Raises DataError when nothing lies there, or the index can't be written.
     """
     try:
@@ -73,17 +77,32 @@ def build(
         raise DataError(f"the patient key has {len(patient_key)} bytes; it needs at least 32")
     if folder.resolve().is_relative_to(path):
         raise DataError(f"{folder}: lies inside the images' folder; a site folder needs a place of its own")
+    form = sources.detect(path) if form == "auto" else form
+    options = {
+        "image_is_patient": image_is_patient,
+        "require_annotation": require_annotation,
+        "drop_burned_in": drop_burned_in,
+        "fusion": fusion,
+    }
+    memory = memory or Memory()
+    look = headers.look(path, form, memory=memory, jobs=jobs) if form != "medmnist" and path.is_dir() else None
     counted: list[Dropped | Remark | Agreement] = []
+
+    def inputs() -> str | None:
+        said = json.dumps({**options, "version": [SCHEMA, sources.VERSION]}, sort_keys=True)
+        return None if look is None else look.fingerprint(key=patient_key, options=said)
 
     def rows(progress: Progress) -> Iterator[Row]:
         for item in sources.scan(
             path,
-            sources.detect(path) if form == "auto" else form,
+            form,
             image_is_patient=image_is_patient,
             require_annotation=require_annotation,
+            drop_burned_in=drop_burned_in,
             fusion=fusion,
             jobs=jobs,
             progress=progress,
+            look=look,
         ):
             if isinstance(item, Found):
                 if item.agreement is not None:
@@ -92,13 +111,30 @@ def build(
             else:
                 counted.append(item)
 
-    with progress_bar("Reading", quiet=quiet) as progress:
-        write(folder, rows(progress), counted)
+    finished = False
+    try:
+        with progress_bar("Reading", quiet=quiet) as progress:
+            if look is not None:
+                look.compare(progress)
+            if memory.knows() and (made_of := inputs()) and made_of == _made_of(folder):
+                finished = True
+                return counts(folder)
+            write(folder, rows(progress), counted, made_of=inputs)
+            finished = True
+    finally:
+        memory.save(whole=finished)
     return counts(folder)
 
 
-def write(folder: Path, rows: Iterable[Row], others: Iterable[Dropped | Remark | Agreement]) -> None:
-    """The index of a site folder, in place of an earlier one. `others` is read after `rows`.
+def write(
+    folder: Path,
+    rows: Iterable[Row],
+    others: Iterable[Dropped | Remark | Agreement],
+    *,
+    made_of: Callable[[], str | None] = lambda: None,
+) -> None:
+    """The index of a site folder, in place of an earlier one. `others` is read after `rows`, and `made_of` asked: a
+    digest of all that the index was made of, where it's known.
 
     Guarantees: atomic; after any error or kill the earlier index is still there. Readable by its owner alone.
     Raises DataError when two rows have one id, lie under different roots, or the disk is full or not writable.
@@ -114,16 +150,18 @@ def write(folder: Path, rows: Iterable[Row], others: Iterable[Dropped | Remark |
             database.executescript(f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; {TABLES}")
             database.execute(f"PRAGMA user_version = {SCHEMA}")
             database.execute("BEGIN")
-            _fill(database, rows, others)
+            fill(database, rows, others)
+            if (digest := made_of()) is not None:
+                database.execute("INSERT INTO meta VALUES ('made_of', ?)", (digest,))
             database.execute("COMMIT")
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, folder / NAME)
         temporary = None
-        _sync(folder)
+        sync(folder)
     except sqlite3.IntegrityError:
         raise DataError(f"{folder / NAME}: two rows have the same image id") from None
     except (OSError, sqlite3.Error) as error:
-        raise DataError(f"{folder / NAME}: can't be written ({_why(error)}); an earlier index is unchanged") from None
+        raise DataError(f"{folder / NAME}: can't be written ({why(error)}); an earlier index is unchanged") from None
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):
@@ -132,14 +170,20 @@ def write(folder: Path, rows: Iterable[Row], others: Iterable[Dropped | Remark |
 
 def read(folder: Path) -> list[Row]:
     """All rows, ordered by image id. Raises DataError for a missing or damaged index, or one of another version."""
-    with _opened(folder) as database:
+    return list(each(folder))
+
+
+def each(folder: Path) -> Iterator[Row]:
+    """The rows as `read` gives them, one at a time: masks of many images don't fit into memory together."""
+    with opened(folder) as database:
         root = Path(dict(database.execute("SELECT key, value FROM meta")).get("root", ""))
-        return [from_record(root, record) for record in database.execute("SELECT * FROM image ORDER BY image")]
+        for record in database.execute("SELECT * FROM image ORDER BY image"):
+            yield from_record(root, record)
 
 
 def dropped(folder: Path) -> list[Dropped]:
     """What is not used and why, by path. Raises DataError as `read`."""
-    with _opened(folder) as database:
+    with opened(folder) as database:
         records = database.execute("SELECT * FROM dropped ORDER BY path, array, item").fetchall()
         return [
             Dropped(path=r["path"], reason=Drop(r["reason"]), detail=r["detail"], array=r["array"], item=r["item"])
@@ -149,14 +193,14 @@ def dropped(folder: Path) -> list[Dropped]:
 
 def remarks(folder: Path) -> list[Remark]:
     """What a person should look at. Raises DataError as `read`."""
-    with _opened(folder) as database:
+    with opened(folder) as database:
         records = database.execute("SELECT finding, place FROM remark ORDER BY rowid").fetchall()
         return [Remark(finding=Finding(r["finding"]), place=r["place"]) for r in records]
 
 
 def agreements(folder: Path) -> list[Agreement]:
     """How far several readers of an image agree, by image. Raises DataError as `read`."""
-    with _opened(folder) as database:
+    with opened(folder) as database:
         records = database.execute("SELECT * FROM agreement ORDER BY path, item").fetchall()
         found = [(r["path"], r["item"], *json.loads(r["found"])) for r in records]
         return [Agreement(path=p, item=i, labels=labels, dice=dice, iou=iou) for p, i, labels, dice, iou in found]
@@ -164,7 +208,7 @@ def agreements(folder: Path) -> list[Agreement]:
 
 def counts(folder: Path) -> Counts:
     """The index in numbers. Raises DataError as `read`."""
-    with _opened(folder) as database:
+    with opened(folder) as database:
         used = {r["path"] for r in database.execute("SELECT DISTINCT path FROM image")}
         images, patients = database.execute("SELECT COUNT(*), COUNT(DISTINCT patient) FROM image").fetchone()
         files: dict[str, Drop] = {}
@@ -191,7 +235,7 @@ def remove(folder: Path, reasons: Mapping[str, Drop]) -> None:
 
     Guarantees: all or none. Raises DataError as `read`, or when the disk is full.
     """
-    with _opened(folder) as database:
+    with opened(folder) as database:
         database.execute("BEGIN IMMEDIATE")
         for image, reason in reasons.items():
             database.execute(
@@ -199,6 +243,8 @@ def remove(folder: Path, reasons: Mapping[str, Drop]) -> None:
                 (reason, image),
             )
             database.execute("DELETE FROM image WHERE image = ?", (image,))
+        # The next `client index` shall put them to the test again, whether or not a file has changed.
+        database.execute("DELETE FROM meta WHERE key = 'made_of'")
         database.execute("COMMIT")
 
 
@@ -212,6 +258,17 @@ def progress_bar(text: str, *, quiet: bool) -> Iterator[Progress]:
     with Bar(console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
         task = bar.add_task(text, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _made_of(folder: Path) -> str | None:
+    """What a whole index says that it was made of; None where there is none or it's damaged."""
+    try:
+        with opened(folder) as database:
+            if [tuple(record) for record in database.execute("PRAGMA quick_check(1)")] != [("ok",)]:
+                return None
+            return dict(database.execute("SELECT key, value FROM meta")).get("made_of")
+    except DataError:
+        return None
 
 
 def _row(found: Found, key: bytes) -> Row:
@@ -237,56 +294,3 @@ def _hash(key: bytes, purpose: str, *parts: str) -> str:
     encoded = [part.encode("utf-8", "surrogateescape") for part in (purpose, *parts)]
     message = b"".join(len(part).to_bytes(4, "big") + part for part in encoded)
     return hmac.digest(key, message, hashlib.sha256).hex()[:32]
-
-
-def _fill(database: sqlite3.Connection, rows: Iterable[Row], others: Iterable[Dropped | Remark | Agreement]) -> None:
-    roots: set[Path] = set()
-    places = ", ".join("?" * 18)
-    for row in rows:
-        roots.add(row.source.root)
-        database.execute(f"INSERT INTO image VALUES ({places})", to_record(row))  # noqa: S608 - question marks only
-    if len(roots) > 1:
-        raise DataError("the rows of one index must lie under one root folder")
-    database.executemany("INSERT INTO meta VALUES ('root', ?)", [(str(root),) for root in roots])
-    for other in others:
-        if isinstance(other, Agreement):
-            found = json.dumps([dict(other.labels), dict(other.dice), dict(other.iou)])
-            database.execute("INSERT INTO agreement VALUES (?, ?, ?)", (other.path, other.item, found))
-        elif isinstance(other, Remark):
-            database.execute("INSERT INTO remark VALUES (?, ?)", (other.finding, other.place))
-        else:
-            values = (other.path, other.reason, other.detail, other.array, other.item)
-            database.execute("INSERT INTO dropped VALUES (?, ?, ?, ?, ?)", values)
-
-
-@contextmanager
-def _opened(folder: Path) -> Iterator[sqlite3.Connection]:
-    path = folder / NAME
-    if not path.is_file():
-        raise DataError(f"{folder}: has no {NAME}; make one with `python -m client index`")
-    try:
-        # rw, not ro: after a kill in `remove` only a writer may roll back.
-        with closing(
-            sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None)
-        ) as database:
-            database.row_factory = sqlite3.Row
-            (version,) = database.execute("PRAGMA user_version").fetchone()
-            if version != SCHEMA:
-                raise DataError(
-                    f"{path}: an index of version {version}, not {SCHEMA}; make it anew with `python -m client index`"
-                )
-            yield database
-    except (OSError, sqlite3.Error, ValueError, zlib.error) as error:
-        raise DataError(f"{path}: can't be used ({_why(error)}); make it anew with `python -m client index`") from None
-
-
-def _why(error: Exception) -> str:
-    return error.strerror or type(error).__name__ if isinstance(error, OSError) else str(error) or type(error).__name__
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,32 +1,28 @@
 """What lies in a folder: every file once, as images with their annotation or as dropped with a reason."""
 
 import hashlib
-import os
-import stat
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from client import arrays, dicom
+from client import headers as looks
 from client.agreement import Agreement
 from client.annotations import Finding, Remark, Split, Subject, picture, tables, voc
-from client.annotations.folder import Annotations, has_masks, is_coco, open_annotations
-from client.dicom import Tags
+from client.annotations.folder import Annotations, has_masks, is_coco, mask_files, open_annotations
 from client.drops import Drop, Dropped, Unusable
+from client.headers import File, Format, Look, Progress
+from client.memory import Kind
 from client.preprocess import Window, to_unit
 from client.readers import Fusion, fused
 from common.annotation import Annotation
 from common.errors import DataError
 
-Format = Literal["medmnist", "voc", "coco", "masks", "dicom"]
-Kind = Literal["dicom", "picture", "array"]
-Progress = Callable[[int, int], None]  # done, of how many
-_WAVE = 256  # files read ahead: what is wasted when a scan is broken off
+VERSION = 1  # of what is made of annotations: raise it when equal files give another index
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,16 +55,6 @@ class Found:
     columns: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _File:
-    """What reading one file's header gave."""
-
-    path: str
-    kind: Kind
-    digest: str
-    tags: Tags
-
-
 def detect(path: Path) -> Format:
     """The format of a folder or file, from its layout. Raises DataError when there is nothing."""
     if path.is_file():
@@ -86,11 +72,15 @@ def scan(
     *,
     image_is_patient: bool = False,
     require_annotation: bool = True,
-    fusion: Fusion = "majority",
+    drop_burned_in: bool = False,
+    fusion: Fusion | None = "majority",
     jobs: int | None = None,
     progress: Progress | None = None,
+    look: Look | None = None,
 ) -> Iterator[Found | Dropped | Remark]:
-    """Everything under `path`, in the order of its paths. `fusion` makes one annotation of several readers'.
+    """Everything under `path`, in the order of its paths. `fusion` makes one annotation of several readers'; with None
+    a folder's annotations are not looked at. `drop_burned_in`: images are dropped whose header says that text
+    is burned into the pixels. `look` is one that was made of the same path and format.
 
     Guarantees: each file is the source of at least one Found, or is Dropped once as a whole; of a used file each frame
     is Found or Dropped once. An image that one patient has twice is found once.
@@ -103,7 +93,8 @@ def scan(
     elif not path.is_dir():
         raise DataError(f"{path}: not a folder; format {form} is a folder of files")
     else:
-        yield from _folder(path, form, image_is_patient, require_annotation, fusion, jobs, progress)
+        own = look or looks.look(path, form, jobs=jobs)
+        yield from _folder(own, form, image_is_patient, require_annotation, drop_burned_in, fusion, progress)
 
 
 def pixels(source: Source, *, window: Window) -> NDArray[np.float32]:
@@ -166,24 +157,27 @@ def _arrays(path: Path, progress: Progress | None) -> Iterator[Found]:
 
 
 def _folder(
-    root: Path,
+    look: Look,
     form: Literal["voc", "coco", "masks", "dicom"],
     image_is_patient: bool,
     require_annotation: bool,
-    fusion: Fusion,
-    jobs: int | None,
+    drop_burned_in: bool,
+    fusion: Fusion | None,
     progress: Progress | None,
 ) -> Iterator[Found | Dropped | Remark]:
-    walked = _walk(root)
-    files = [path for path, problem in walked if problem is None]
-    if not walked:
+    root, files = look.root, look.files
+    if not look.entries:
         raise DataError(f"{root}: an empty folder")
-    annotations = open_annotations(root, form, files, jobs=jobs)
-    patients = tables.read_patients(root)
+    annotations = Annotations(readers=()) if fusion is None else open_annotations(root, form, files, jobs=look.jobs)
+    patients = None if fusion is None else tables.read_patients(root)
     seen: dict[str, str] = {}
-    for outcome in _headers(root, form, walked, annotations.files, jobs, progress):
+    aside = mask_files(files) if fusion is None else annotations.files
+    for outcome in look.images(aside, progress):
         if isinstance(outcome, Dropped):
             yield outcome
+            continue
+        if drop_burned_in and outcome.tags.burned_in:
+            yield Dropped(path=outcome.path, reason=Drop.BURNED_IN, detail="its header says so")
             continue
         patient = _patient(outcome, form, patients, image_is_patient)
         if patient is None:
@@ -199,7 +193,7 @@ def _folder(
         if others:
             yield Remark(finding=Finding.SAME_IN_TWO_PATIENTS, place=outcome.path)
         try:
-            yield from _images(root, outcome, patient, annotations, require_annotation, fusion)
+            yield from _images(root, outcome, patient, annotations, require_annotation, fusion or "majority")
         except Unusable as error:
             yield Dropped(path=outcome.path, reason=error.reason, detail=str(error))
             continue
@@ -207,98 +201,7 @@ def _folder(
     yield from annotations.remarks()
 
 
-def _walk(root: Path) -> list[tuple[str, Dropped | None]]:
-    """Relative paths in order, with why one can't be opened. Each real folder is entered once, so links can't loop."""
-    found: list[tuple[str, Dropped | None]] = []
-    entered: set[tuple[int, int]] = set()
-    folders = [""]
-    while folders:
-        folder = folders.pop()
-        try:
-            status = (root / folder).stat()
-            if (status.st_dev, status.st_ino) in entered:
-                continue
-            entered.add((status.st_dev, status.st_ino))
-            names = sorted(os.listdir(root / folder))
-        except OSError as error:
-            found.append((folder, Dropped(path=folder, reason=Drop.UNREADABLE, detail=f"folder: {error.strerror}")))
-            continue
-        for name in names:
-            path = f"{folder}/{name}" if folder else name
-            mode = _mode(root / path)
-            if mode is not None and stat.S_ISDIR(mode[0]):
-                folders.append(path)
-            else:
-                # A name that isn't UTF-8 can't be written down as it is; the file is then counted as unreadable.
-                path = path.encode("utf-8", "backslashreplace").decode()
-                found.append((path, _problem(path, mode)))
-    return sorted(found, key=lambda entry: entry[0])
-
-
-def _mode(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:  # a broken link, or a loop of links
-        return None
-    return status.st_mode, status.st_size
-
-
-def _problem(path: str, mode: tuple[int, int] | None) -> Dropped | None:
-    if mode is None:
-        return Dropped(path=path, reason=Drop.UNREADABLE, detail="a broken link")
-    if not stat.S_ISREG(mode[0]):
-        return Dropped(path=path, reason=Drop.NOT_AN_IMAGE, detail="not a regular file")
-    return Dropped(path=path, reason=Drop.EMPTY_FILE) if mode[1] == 0 else None
-
-
-def _headers(
-    root: Path,
-    form: Format,
-    walked: Sequence[tuple[str, Dropped | None]],
-    aside: frozenset[str],
-    jobs: int | None,
-    progress: Progress | None,
-) -> Iterator[_File | Dropped]:
-    """One outcome per file, in order. Threads: hashing, reading and decoding of pictures leave the interpreter free."""
-
-    def outcome(entry: tuple[str, Dropped | None]) -> _File | Dropped:
-        path, problem = entry
-        if problem is not None:
-            return problem
-        if path in aside:
-            return Dropped(path=path, reason=Drop.ANNOTATION_FILE)
-        try:
-            return _header(root, path, form)
-        except Unusable as error:
-            return Dropped(path=path, reason=error.reason, detail=str(error))
-        except OSError as error:
-            return Dropped(path=path, reason=Drop.UNREADABLE, detail=type(error).__name__)
-
-    with dicom.quiet(), ThreadPoolExecutor(jobs or min(8, os.cpu_count() or 1)) as pool:
-        for start in range(0, len(walked), _WAVE):
-            yield from pool.map(outcome, walked[start : start + _WAVE])
-            if progress:
-                progress(min(start + _WAVE, len(walked)), len(walked))
-
-
-def _header(root: Path, path: str, form: Format) -> _File:
-    file = root / path
-    with file.open("rb") as stream:
-        head = stream.read(132)
-        stream.seek(0)
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    pure = PurePosixPath(path)
-    if dicom.looks_like_dicom(head):
-        return _File(path=path, kind="dicom", digest=digest, tags=dicom.header(file))
-    outside = {"voc": voc.IMAGES, "masks": "images"}.get(form)
-    if pure.suffix.lower() not in picture.SUFFIXES or (outside and not pure.is_relative_to(outside)):
-        kind = Drop.UNREADABLE if pure.suffix.lower() in (".dcm", ".dicom") else Drop.NOT_AN_IMAGE
-        raise Unusable(kind, "neither a DICOM file nor a picture" if not outside else f"no image in {outside}")
-    height, width = picture.size(file.read_bytes())
-    return _File(path=path, kind="picture", digest=digest, tags=Tags(height=height, width=width))
-
-
-def _patient(file: _File, form: Format, patients: dict[str, str] | None, image_is_patient: bool) -> str | None:
+def _patient(file: File, form: Format, patients: dict[str, str] | None, image_is_patient: bool) -> str | None:
     """In clear. Where an image stands for a patient its content is the identifier: a copy is the same patient."""
     if patients is not None and file.path in patients:
         return patients[file.path]
@@ -309,7 +212,7 @@ def _patient(file: _File, form: Format, patients: dict[str, str] | None, image_i
 
 def _images(
     root: Path,
-    file: _File,
+    file: File,
     patient: str,
     annotations: Annotations,
     require_annotation: bool,

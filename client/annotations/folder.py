@@ -54,6 +54,13 @@ def has_masks(root: Path) -> bool:
     return any(_MASKS.fullmatch(path.name) and path.is_dir() for path in root.glob(masks.FOLDER + "*"))
 
 
+def mask_files(files: Iterable[str]) -> frozenset[str]:
+    """Those of a folder's files (relative paths) that lie where masks do: drawn on images, and none themselves."""
+    return frozenset(
+        file for file in files if len(parts := PurePosixPath(file).parts) > 1 and _MASKS.fullmatch(parts[0])
+    )
+
+
 def is_coco(path: Path) -> bool:
     """Whether a file is COCO and stands for a folder of that format: not the boxes of a DICOM folder."""
     return not _BOXES.fullmatch(path.name) and coco.is_coco(path)

@@ -1,4 +1,4 @@
-"""Picture files (PNG, JPEG, TIFF, BMP) to grey or colour values in [0, 1], or to label maps; Pillow's only door."""
+"""Picture files (PNG, JPEG, TIFF, BMP) to grey or colour values in [0, 1], or to label maps, by Pillow."""
 
 import io
 import logging

@@ -1,0 +1,74 @@
+"""The file that holds a site's index: its name, its tables filled, opened for reading."""
+
+import json
+import os
+import sqlite3
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from client.agreement import Agreement
+from client.annotations import Remark
+from client.drops import Dropped
+from client.records import SCHEMA, Row, to_record
+from common.errors import DataError
+
+NAME = "index.sqlite"
+
+
+def fill(database: sqlite3.Connection, rows: Iterable[Row], others: Iterable[Dropped | Remark | Agreement]) -> None:
+    """Put everything into the empty tables. Raises DataError for rows under several roots."""
+    roots: set[Path] = set()
+    places = ", ".join("?" * 18)
+    for row in rows:
+        roots.add(row.source.root)
+        database.execute(f"INSERT INTO image VALUES ({places})", to_record(row))  # noqa: S608 - question marks only
+    if len(roots) > 1:
+        raise DataError("the rows of one index must lie under one root folder")
+    database.executemany("INSERT INTO meta VALUES ('root', ?)", [(str(root),) for root in roots])
+    for other in others:
+        if isinstance(other, Agreement):
+            found = json.dumps([dict(other.labels), dict(other.dice), dict(other.iou)])
+            database.execute("INSERT INTO agreement VALUES (?, ?, ?)", (other.path, other.item, found))
+        elif isinstance(other, Remark):
+            database.execute("INSERT INTO remark VALUES (?, ?)", (other.finding, other.place))
+        else:
+            values = (other.path, other.reason, other.detail, other.array, other.item)
+            database.execute("INSERT INTO dropped VALUES (?, ?, ?, ?, ?)", values)
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[sqlite3.Connection]:
+    """The index of a site folder, to read or to change. Raises DataError for a missing, damaged or foreign one."""
+    path = folder / NAME
+    if not path.is_file():
+        raise DataError(f"{folder}: has no {NAME}; make one with `python -m client index`")
+    try:
+        # rw, not ro: after a kill in `remove` only a writer may roll back.
+        with closing(
+            sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None)
+        ) as database:
+            database.row_factory = sqlite3.Row
+            (version,) = database.execute("PRAGMA user_version").fetchone()
+            if version != SCHEMA:
+                raise DataError(
+                    f"{path}: an index of version {version}, not {SCHEMA}; make it anew with `python -m client index`"
+                )
+            yield database
+    except (OSError, sqlite3.Error, ValueError, zlib.error) as error:
+        raise DataError(f"{path}: can't be used ({why(error)}); make it anew with `python -m client index`") from None
+
+
+def why(error: Exception) -> str:
+    """The system's own words."""
+    return error.strerror or type(error).__name__ if isinstance(error, OSError) else str(error) or type(error).__name__
+
+
+def sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,144 @@
+"""SITE/quality.html: what a site's data are like, for its own people: figures, pictures, and what to look at."""
+
+from client import quality_sections as sections
+from client.annotations import Finding
+from client.drops import Drop
+from client.quality import Quality, Seen, attention
+from client.site import Site
+from common import page
+from common.page import Block, Fold, Note, Numbers, Section, Table, Text
+
+# What the reason means, and what can be done.
+WHY: dict[Drop, tuple[str, str]] = {
+    Drop.ANNOTATION_FILE: ("read for labels, masks, boxes, splits or patients; not an image", ""),
+    Drop.NOT_AN_IMAGE: ("neither a DICOM image nor a picture", "nothing, unless images are among them"),
+    Drop.EMPTY_FILE: ("no bytes at all", "export it again"),
+    Drop.UNREADABLE: ("cut off, damaged, or not allowed to be read", "check permissions; export it again"),
+    Drop.NO_PIXELS: ("a DICOM file without pixels: a report, a plan", ""),
+    Drop.UNSUPPORTED: ("a compression or a kind of pixels that nothing here decodes", "export it uncompressed"),
+    Drop.TOO_LARGE: ("larger than the limits, or than memory", "export single frames or regions"),
+    Drop.CHANGED: ("another size than when it was indexed", "index again"),
+    Drop.NO_PATIENT_ID: ("nothing says whose image it is", "add patients.csv, or --image-is-patient"),
+    Drop.NO_ANNOTATION: ("no label, mask or box for it", "add it to labels.csv, if it shall be used"),
+    Drop.BAD_ANNOTATION: ("its annotation contradicts itself or doesn't fit the image", "see the file's line below"),
+    Drop.DUPLICATE: ("the same content or SOPInstanceUID as another file of the patient", ""),
+    Drop.BURNED_IN: ("flagged for text in the pixels, and this site drops those", ""),
+}
+_FOUND: dict[Finding, str] = {
+    Finding.BOX_WITHOUT_AREA: "A box has no area inside the image and was left out.",
+    Finding.LABEL_WITHOUT_IMAGE: "A label, mask or entry fits no image that was found.",
+    Finding.ANNOTATION_NOT_USABLE: "A DICOM object can't be read, or not be laid onto an image.",
+    Finding.OVERLAPPING_CLASSES: "Two segments cover the same pixels; the later one counts.",
+    Finding.SAME_IN_TWO_PATIENTS: "The same image under two patients; both are used.",
+}
+
+
+def render(site: Site, quality: Quality, seen: Seen | None) -> str:
+    """The whole page. Without `seen` nothing that needs the images themselves is on it."""
+    shown = [
+        _answer(quality, seen),
+        _attention(quality, seen),
+        sections.classes(quality),
+        *sections.readers(quality.agreement),
+        sections.split(quality),
+        sections.machines(quality, seen),
+        *sections.alike(quality, seen),
+        *sections.examples(site, quality, seen),
+        _files(quality),
+    ]
+    return page.render(
+        f"Data quality at {site.name}",
+        "What was found in this site's folder of images, what of it can be used, and what a person should look at.",
+        shown,
+        footer=(
+            "Written by Fedward for this site alone. Images and patients are named by keyed hashes, which mean nothing"
+            " without the site's own key."
+        ),
+    )
+
+
+def _answer(quality: Quality, seen: Seen | None) -> Section:
+    counts = quality.counts
+    lost = sum(number for reason, number in counts.dropped.items() if reason != Drop.ANNOTATION_FILE)
+    aside = counts.dropped.get(Drop.ANNOTATION_FILE, 0)
+    fewest, median, most = quality.images_per_patient
+    share = quality.share
+    tiles = (
+        (
+            "Files used",
+            page.DASH if share is None else sections.percent(share),
+            f"{page.number(counts.used)} of {page.number(counts.used + lost)} that aren't annotations",
+        ),
+        ("Not used", page.number(lost), "files, each with its reason"),
+        ("Images", page.number(counts.images), "a file of several frames has several"),
+        ("Patients", page.number(counts.patients), f"{fewest} to {most} images each, median {median:g}"),
+    )
+    rows: list[tuple[page.Cell, ...]] = [("used", counts.used, f"{page.number(counts.images)} images", "")]
+    for reason, number in sorted(counts.dropped.items(), key=lambda item: -item[1]):
+        rows.append((reason.replace("_", " "), number, *WHY[reason]))
+    single = [(reason.replace("_", " "), number) for reason, number in counts.dropped_images.items()]
+    blocks: list[Block] = [Note(text=_private(seen), tone="warning")] if seen is not None else []
+    blocks += [
+        Numbers(items=tiles),
+        Table(
+            caption="Every file found, once",
+            columns=("Outcome", "Files", "What that means", "What to do"),
+            rows=tuple(rows),
+            totals=(("All files found", counts.files, "", ""),),
+            align="lrll",
+        ),
+    ]
+    if single:
+        text = page.listed(f"{page.counted(number, 'image')} ({reason})" for reason, number in single)
+        blocks.append(Text(paragraphs=(f"Besides, single images of files with several are not used: {text}.",)))
+    lead = f"{page.counted(counts.files, 'file')} found; {page.number(aside)} of them hold annotations and no image. "
+    return Section(
+        title="Is all my data used?",
+        lead=lead + ("Every other image file is used." if not lost else "The rest is used, or listed with a reason."),
+        blocks=tuple(blocks),
+    )
+
+
+def _private(seen: Seen) -> str:
+    return (
+        "This page shows patients' images. It is for this site's own people: don't send it, don't put it on a shared"
+        " drive. The file can be read by its owner alone."
+    )
+
+
+def _attention(quality: Quality, seen: Seen | None) -> Section:
+    points = attention(quality, seen)
+    blocks: list[Block] = [Text(paragraphs=tuple(points), listed=True) if points else Note(text="Nothing was found.")]
+    if seen is None:
+        text = "The images themselves were not looked at: nothing is said on brightness, near-duplicates or damage."
+        blocks.append(Note(text=text))
+    return Section(
+        title="What needs attention",
+        lead="Nothing below is mended, merged or deleted by a program: a person decides.",
+        blocks=tuple(blocks),
+    )
+
+
+def _files(quality: Quality) -> Section:
+    lost = [one for one in quality.dropped if one.reason != Drop.ANNOTATION_FILE]
+    rows = tuple(
+        (one.path + (f" ({one.item})" if one.item is not None else ""), one.reason.replace("_", " "), one.detail)
+        for one in lost[: sections.LISTED]
+    )
+    blocks: list[Block] = []
+    if rows:
+        table = Table(caption="By path", columns=("File", "Reason", "What was wrong"), rows=rows, align="lll")
+        summary = f"{page.counted(len(lost), 'file or image', 'files and images')} not used"
+        blocks.append(Fold(summary=summary, blocks=(table, *sections.more(len(lost)))))
+    for finding, text in _FOUND.items():
+        places = [remark.place for remark in quality.remarks if remark.finding == finding]
+        if places:
+            listed = Text(paragraphs=tuple(places[: sections.LISTED]), listed=True)
+            summary = f"{page.number(len(places))} × {finding.replace('_', ' ')}"
+            blocks.append(Fold(summary=summary, blocks=(Text(paragraphs=(text,)), listed, *sections.more(len(places)))))
+    return Section(
+        title="File by file",
+        lead="What isn't used and what is odd, by name. The same lists are in the tables `dropped` and `remark` of"
+        " index.sqlite.",
+        blocks=tuple(blocks) or (Note(text="All files are used, and nothing is odd."),),
+    )
