@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUT ?= out/demo
 WORKERS ?= 2
 
-.PHONY: setup demo test test-all check format lock
+.PHONY: setup demo federation test test-all check format lock
 
 setup: $(VENV)/installed
 
@@ -19,6 +19,11 @@ $(VENV)/installed: requirements.lock pyproject.toml
 demo: setup
 	@rm -rf $(OUT)
 	$(BIN)/python -m simulations run demo --data phantom:320 --sites 4 --partition quantity:1+dirichlet:1 --compare --out $(OUT)
+
+# A real server and four hospitals as processes on loopback: TLS, enrolment, privacy, encrypted updates.
+federation: setup
+	@rm -rf out/federation
+	$(BIN)/python -m simulations federation --out out/federation
 
 test: setup
 	$(BIN)/python -m pytest

@@ -118,6 +118,11 @@ def to_model(pixels: NDArray[np.float32], study: Study) -> NDArray[np.float32]:
     return model if len(model) == channels else np.repeat(model, channels, axis=0)
 
 
+def kept(pixels: NDArray[np.float32], study: Study) -> NDArray[np.float16]:
+    """`to_model` as it is kept on a disk, and given to the model whether it came from there or not."""
+    return to_model(pixels, study).astype(np.float16)
+
+
 def normalise(array: Array, preprocessing: Preprocessing) -> Array:
     """Model input in [0, 1] (numpy or torch, any shape) less the study's mean, divided by its std."""
     return (array - preprocessing.mean) / preprocessing.std

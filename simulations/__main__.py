@@ -433,6 +433,15 @@ def attack(
 
 
 @app.command()
+def federation(out: OutOption) -> None:
+    """Bring up a real server and four hospitals on this machine, train with privacy and encryption, stop."""
+    from simulations.loopback import federation as carry_out
+
+    run = carry_out(out, say=lambda text: typer.echo(text, err=True))
+    typer.echo(f"Report: {(run / 'report.html').resolve()}")
+
+
+@app.command()
 def studies() -> None:
     """List the ready studies that `run` and `plan` know by name."""
     from common.study import load

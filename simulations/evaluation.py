@@ -6,23 +6,10 @@ from typing import Any
 
 import torch
 
-from common.errors import DataError
-from common.study import Study, parse
+from common.model_files import study_of
 from server.checkpoint import write_atomically
 from simulations.judge import everything, judge, load_model
 from simulations.sites import master, usable
-
-
-def study_of(model: Path) -> Study:
-    """The study that a model's card holds. Raises DataError where there is no card, StudyError where it isn't whole."""
-    path = model / "model.json"
-    try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: can't be read as a model card; give the folder of a finished run") from error
-    if not isinstance(card, dict) or not isinstance(card.get("study"), dict):
-        raise DataError(f"{path}: is not a model card; give the folder of a finished run")
-    return parse(card["study"], where=str(path))
 
 
 def evaluate(model: Path, *, data: str, out: Path, threads: int, quiet: bool) -> dict[str, Any]:

@@ -14,9 +14,8 @@ from client.dataset import Images, open_dataset
 from client.site import open_site
 from client.train import device, predicted
 from common import params
-from common.errors import DataError, StudyError
 from common.layout import Pool
-from common.models import build_model, load_pretrained
+from common.model_files import load_network
 from common.randomness import stream
 from common.study import Study
 from common.tasks import task_of
@@ -56,20 +55,8 @@ class Judged:
 
 
 def load_model(study: Study, out: Path) -> nn.Module:
-    """The whole model that a run left in OUT. Raises DataError where there is none, StudyError where the file holds
-    another architecture, or only a part.
-    """
-    path = out / "model.safetensors"
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: can't be read ({error.strerror}): give the folder of a finished run") from error
-    model = build_model(study).to(device())
-    tensors = params.from_bytes(data, where=str(path))
-    if missing := [name for name, _ in params.shapes(model, trainable=False) if name not in tensors]:
-        raise StudyError(f"{path}: lacks {missing[0]!r} and {len(missing) - 1} more: not the whole model of its card")
-    load_pretrained(model, tensors)
-    return model
+    """The whole model that a run left in OUT, where it is to work. Raises as `common.model_files.load_network` does."""
+    return load_network(study, out).to(device())
 
 
 def judge(study: Study, model: nn.Module, images: Images) -> Judged:

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from client.dicom_objects.contours import StructureSet, read_structure_set
 from client.dicom_objects.opening import HEAD, Geometry, Kind, image_geometry, kind_of
+from client.dicom_objects.origins import Origin, read_origin
 from client.dicom_objects.reports import Region, Report, read_report
 from client.dicom_objects.segments import Segmentation, read_segmentation
 
 __all__ = ["HEAD", "DicomObject", "Geometry", "Kind", "Region", "Report", "Segmentation", "StructureSet"]
-__all__ += ["image_geometry", "kind_of", "read"]
+__all__ += ["Origin", "image_geometry", "kind_of", "read", "read_origin"]
 
 DicomObject = Segmentation | StructureSet | Report
 

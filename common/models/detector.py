@@ -200,3 +200,11 @@ def _focal(logits: Tensor, truth: Tensor) -> Tensor:
     probability = torch.sigmoid(logits)
     wrong = probability + truth - 2 * probability * truth
     return (0.25 * truth + 0.75 * (1 - truth)) * wrong**2 * entropy
+
+
+def anchors_of(model: nn.Module, images: Tensor) -> Tensor:
+    """Corners [A, 4] of RetinaNet's anchors on images [B, C, H, W], in the order of its outputs."""
+    retina: Any = model
+    with torch.no_grad():
+        anchors: Tensor = retina.anchor_generator(_image_list(images[:1]), list(retina.backbone(images).values()))[0]
+    return anchors

@@ -178,7 +178,7 @@ def found(boxes: NDArray[np.float32], objects: NDArray[np.float32]) -> NDArray[n
     found = np.zeros((len(boxes), len(OVERLAPS)))
     if not (len(boxes) and len(objects)):
         return found
-    overlap = _overlap(boxes.astype(np.float64), objects.astype(np.float64))
+    overlap = overlap_of(boxes.astype(np.float64), objects.astype(np.float64))
     free = np.ones((len(OVERLAPS), len(objects)), dtype=bool)
     level = np.arange(len(OVERLAPS))
     for position in np.flatnonzero(overlap.max(axis=1) >= OVERLAPS[0]):
@@ -191,7 +191,7 @@ def found(boxes: NDArray[np.float32], objects: NDArray[np.float32]) -> NDArray[n
     return found
 
 
-def _overlap(boxes: NDArray[np.float64], objects: NDArray[np.float64]) -> NDArray[np.float64]:
+def overlap_of(boxes: NDArray[np.float64], objects: NDArray[np.float64]) -> NDArray[np.float64]:
     """Intersection over union [n, m]; 0 where neither has an area."""
     corner = np.maximum(boxes[:, None, :2], objects[None, :, :2])
     sides = np.clip(np.minimum(boxes[:, None, 2:], objects[None, :, 2:]) - corner, 0, None)

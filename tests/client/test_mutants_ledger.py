@@ -10,7 +10,10 @@ TESTS = {"chain.py": CHAIN, "chain_lines.py": CHAIN, "released.py": RELEASED}  #
 MUTANTS: dict[str, tuple[str, str, str]] = {
     "head not written": (
         "chain.py",
-        ('            _replace(self._folder, f"{self._name}.head", head_of(entry.anchor), durable=self._durable)\n        except'),
+        (
+            '            _replace(self._folder, f"{self._name}.head", head_of(entry.anchor), durable=self._durable)\n'
+            "        except"
+        ),
         "        except",
     ),
     "no lock": (

@@ -1,0 +1,319 @@
+"""What prediction writes as DICOM opens elsewhere, lies where the image lies, and says what made it."""
+
+import contextlib
+import json
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import highdicom as hd
+import numpy as np
+import pydicom
+import pytest
+import requests
+from dicom_cases import SIZE, enhanced, saved, slice_
+from predict_cases import NOW, RETINA, UNET, lines, run
+from predict_cases import saved as saved_model
+from small import tiny_study
+
+from client import study_results
+from client.dicom_objects import image_geometry, read, read_origin
+from client.dicom_objects.origins import Origin
+from client.dicom_objects.writing import Finding, Maker, write_report, write_segmentation
+from client.drops import Unusable
+
+CLASSES = ("lesion", "Gefäß\\rest")
+MAKER = Maker(
+    name="tiny",
+    version="0.1.0",
+    weights=("ab" * 32, "cd" * 32),
+    studies=("12" * 32, "34" * 32),
+    intended_use="research; not a medical device",
+    made=NOW,
+)
+ORTHANC = shutil.which("Orthanc")
+
+
+def series(folder: Path, count: int = 3) -> list[Path]:
+    return [saved(slice_(number), folder / f"{number}.dcm") for number in range(count)]
+
+
+def masks_of(count: int, frames: int = 1) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.random((frames, len(CLASSES), *SIZE)) < 0.2 for _ in range(count)]
+
+
+def dump(tool: str, path: Path, *options: str) -> str:
+    """What a tool of another maker says of a file; it must not complain."""
+    binary = shutil.which(tool)
+    if binary is None:
+        pytest.skip(f"{tool} is not installed: apt-get install dcmtk")
+    done = subprocess.run([binary, *options, str(path)], capture_output=True, check=False)
+    said = [line for line in done.stderr.decode().splitlines() if "ISO_IR 192" not in line]  # it can't check UTF-8
+    assert done.returncode == 0 and not said, said
+    return done.stdout.decode("utf-8")
+
+
+def test_a_segmentation_comes_back_pixel_for_pixel_on_each_slice(tmp_path: Path) -> None:
+    paths, masks = series(tmp_path / "in"), masks_of(3)
+    masks[1][:] = False  # a slice where nothing was found
+    write_segmentation(tmp_path / "s.dcm", [read_origin(p) for p in paths], masks, classes=CLASSES, maker=MAKER)
+    other = hd.seg.segread(tmp_path / "s.dcm")
+    assert other.number_of_segments == 2
+    for number, (path, mask) in enumerate(zip(paths, masks, strict=True)):
+        uid = pydicom.dcmread(path).SOPInstanceUID
+        found = other.get_pixels_by_source_instance(
+            [uid], ignore_spatial_locations=True, assert_missing_frames_are_empty=True
+        )
+        assert np.array_equal(found[0].transpose(2, 0, 1) > 0, mask[0]), number
+    ours = read(tmp_path / "s.dcm", "segmentation")
+    mask, _ = ours.mask(uid, 0, SIZE, image_geometry(paths[2])) or (None, None)  # type: ignore[union-attr]
+    assert mask is not None and np.array_equal(mask == 2, masks[2][0, 1])
+    assert ours.names == ("lesion", "Gefäß/rest")  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("kind", ["projection", "multi-frame"])
+def test_a_segmentation_of_an_image_without_a_place_or_of_many_frames(tmp_path: Path, kind: str) -> None:
+    image = slice_(0, projection=True) if kind == "projection" else enhanced([slice_(k) for k in range(3)])
+    path = saved(image, tmp_path / "image.dcm")
+    frames = 1 if kind == "projection" else 3
+    masks = masks_of(1, frames)
+    write_segmentation(tmp_path / "s.dcm", [read_origin(path)], masks, classes=CLASSES, maker=MAKER)
+    ours = read(tmp_path / "s.dcm", "segmentation")
+    for frame in range(frames):
+        mask, _ = ours.mask(str(image.SOPInstanceUID), frame, SIZE, image_geometry(path)) or (None, None)  # type: ignore[union-attr]
+        assert mask is not None
+        assert np.array_equal(mask == 2, masks[0][frame, 1])
+        assert np.array_equal(mask == 1, masks[0][frame, 0] & ~masks[0][frame, 1])
+
+
+def test_a_segmentation_in_which_nothing_was_found_says_so(tmp_path: Path) -> None:
+    origins = [read_origin(p) for p in series(tmp_path / "in")]
+    empty = [np.zeros((1, 2, *SIZE), np.bool_)] * 3
+    write_segmentation(tmp_path / "s.dcm", origins, empty, classes=CLASSES, maker=MAKER)
+    assert not hd.seg.segread(tmp_path / "s.dcm").pixel_array.any()
+
+
+def findings(origins: list[Origin]) -> list[Finding]:
+    box = Finding(
+        origin=origins[0], frame=0, name="lesion", scores={"lesion": 0.75}, box=(1.5, 2, 9, 7.25), disagreement=0.5
+    )
+    whole = Finding(origin=origins[1], frame=0, name=CLASSES[1], scores={"lesion": 0.2, CLASSES[1]: 0.8})
+    return [box, whole]
+
+
+def test_a_report_comes_back_with_boxes_classes_and_scores(tmp_path: Path) -> None:
+    paths = series(tmp_path / "in")
+    origins = [read_origin(p) for p in paths]
+    write_report(tmp_path / "r.dcm", origins, findings(origins), maker=MAKER)
+    ours = read(tmp_path / "r.dcm", "report")
+    (found,) = ours.boxes(origins[0].uid, 0, image_geometry(paths[0]))  # type: ignore[union-attr]
+    assert (found[0].x1, found[0].y1, found[0].x2, found[0].y2, found[0].name) == (1.5, 2, 9, 7.25, "lesion")
+    assert ours.images == {origin.uid for origin in origins}  # type: ignore[union-attr]
+    other = hd.sr.srread(tmp_path / "r.dcm")
+    (box,) = other.content.get_planar_roi_measurement_groups()  # type: ignore[attr-defined]
+    assert [m.value for m in box.get_measurements()] == [0.75, 0.5]
+    (whole,) = other.content.get_image_measurement_groups()  # type: ignore[attr-defined]
+    assert [m.value for m in whole.get_measurements()] == [0.2, 0.8]
+    assert "Gefäß/rest" in [one.value.meaning for one in whole.get_qualitative_evaluations()]
+    assert (other.VerificationFlag, other.CompletionFlag, other.PreliminaryFlag) == (
+        "UNVERIFIED", "COMPLETE", "PRELIMINARY"
+    )  # fmt: skip
+
+
+def test_a_report_without_findings_names_what_was_looked_at(tmp_path: Path) -> None:
+    origins = [read_origin(p) for p in series(tmp_path / "in")]
+    write_report(tmp_path / "r.dcm", origins, [], maker=MAKER)
+    assert read(tmp_path / "r.dcm", "report").images == {origin.uid for origin in origins}
+    (group,) = hd.sr.srread(tmp_path / "r.dcm").content.get_image_measurement_groups()  # type: ignore[attr-defined]
+    assert "Nothing found by the model" in [one.value.meaning for one in group.get_qualitative_evaluations()]
+
+
+@pytest.mark.slow
+def test_the_longest_report_is_still_read_by_our_own_reader(tmp_path: Path) -> None:
+    origin = read_origin(series(tmp_path / "in", 1)[0])
+    own = [
+        Finding(origin=origin, frame=0, name="lesion", scores={"lesion": 0.5}, box=(k, 1, k + 2, 5))
+        for k in range(1001)
+    ]
+    with pytest.raises(ValueError, match="1001 findings"):
+        write_report(tmp_path / "r.dcm", [origin], own, maker=MAKER)
+    write_report(tmp_path / "r.dcm", [origin], own[:1000], maker=MAKER)
+    assert len(read(tmp_path / "r.dcm", "report").regions) == 1000  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("kind", ["segmentation", "report"])
+def test_dcmtk_reads_it_without_complaint_and_finds_what_made_it(tmp_path: Path, kind: str) -> None:
+    origins = [read_origin(p) for p in series(tmp_path / "in")]
+    path = tmp_path / "r.dcm"
+    if kind == "report":
+        write_report(path, origins, findings(origins), maker=MAKER)
+        tree = dump("dsrdump", path, "+U8")
+        assert "Imaging Measurement Report" in tree and "Gefäß/rest" in tree and "POLYLINE" in tree
+    else:
+        write_segmentation(path, origins, masks_of(3), classes=CLASSES, maker=MAKER)
+    text = dump("dcmdump", path, "+L")
+    for said in (*MAKER.weights, *MAKER.studies, "Fedward", "0.1.0", MAKER.intended_use, NOW.strftime("%Y%m%d")):
+        assert said in text, said
+    assert "A^B" in text and "research only" in text  # the patient's name, as the image has it
+
+
+@pytest.mark.parametrize(
+    ("change", "works"),
+    [
+        ({"PatientSex": "unknown"}, True),
+        ({"PatientBirthDate": "1950"}, True),
+        ({"StudyTime": "noon"}, True),
+        ({"PatientName": None}, True),
+        ({"PatientName": "Gefäß^Ü", "SpecificCharacterSet": "ISO_IR 100"}, True),
+        ({"Modality": None}, True),
+        ({"StudyInstanceUID": None}, False),
+        ({"SeriesInstanceUID": ""}, False),
+        ({"SOPInstanceUID": None}, False),
+    ],
+)
+def test_a_header_that_lacks_what_a_result_needs(tmp_path: Path, change: dict[str, Any], works: bool) -> None:
+    image = slice_(0)
+    for name, value in change.items():
+        if value is None and name in image:
+            delattr(image, name)
+        else:
+            image[name] = pydicom.DataElement(name, pydicom.datadict.dictionary_VR(name), value, validation_mode=0)
+    path = tmp_path / "image.dcm"
+    image.save_as(path)
+    if not works:
+        with pytest.raises(Unusable, match="without"):
+            read_origin(path)
+        return
+    origin = read_origin(path)
+    write_segmentation(tmp_path / "s.dcm", [origin], masks_of(1), classes=CLASSES, maker=MAKER)
+    write_report(tmp_path / "r.dcm", [origin], [findings([origin, origin])[0]], maker=MAKER)
+    for name in ("s.dcm", "r.dcm"):
+        written = pydicom.dcmread(tmp_path / name)
+        assert written.StudyInstanceUID == "1.2.9.1"
+        if "SpecificCharacterSet" in change:
+            assert str(written.PatientName) == "Gefäß^Ü"
+
+
+def test_a_folder_gets_one_segmentation_for_a_series_and_leaves_the_images_as_they_are(tmp_path: Path) -> None:
+    data = tmp_path / "in"
+    series(data, 4)
+    saved(slice_(9, projection=True, uid="1.2.9.9"), data / "deep" / "x")  # same series by its UID, but no place
+    nameless = slice_(5, uid="1.2.9.5")
+    del nameless.StudyInstanceUID
+    saved(nameless, data / "nameless.dcm")
+    before = {path: path.read_bytes() for path in data.rglob("*") if path.is_file()}
+    study = tiny_study(study=UNET["study"], model=UNET["model"])
+    models = [saved_model(tmp_path / f"m{k}", study, seed=k) for k in range(2)]
+    counts = run(models, data, tmp_path / "out").plain
+    assert {path: path.read_bytes() for path in data.rglob("*") if path.is_file()} == before
+    assert counts["written"] == {"overlays": 6, "doubt": 6, "segmentations": 2, "masks": 1}
+    assert counts["unwritten"] == {"unsupported": 1} and counts["used"] == counts["files"] == 6
+    files = {one["file"]: one for one in lines(tmp_path / "out" / "predictions.csv")}
+    written = {one["segmentation"] for one in files.values()}
+    assert written == {"", "segmentations/000001.dcm", "segmentations/000002.dcm"}
+    assert files["nameless.dcm"]["segmentation"] == "" and files["nameless.dcm"]["pixels:lesion"]
+    assert len({files[f"{number}.dcm"]["segmentation"] for number in range(4)}) == 1
+    for name, one in files.items():
+        if one["segmentation"]:
+            ours = read(tmp_path / "out" / one["segmentation"], "segmentation")
+            found = ours.mask(one["sop_instance_uid"], 0, SIZE, image_geometry(data / name))  # type: ignore[union-attr]
+            assert found is not None and int((found[0] > 0).sum()) == int(one["pixels:lesion"])
+    hashes = {json.loads((model / "model.json").read_text())["weights_sha256"] for model in models}
+    (segment,) = pydicom.dcmread(tmp_path / "out" / "segmentations" / "000001.dcm").SegmentSequence
+    (algorithm,) = segment.SegmentationAlgorithmIdentificationSequence
+    assert all(one in algorithm.AlgorithmParameters for one in hashes)
+
+
+@pytest.mark.parametrize("task", ["classification", "detection"])
+def test_a_folder_gets_one_report_for_a_study_or_parts_of_a_long_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    data = tmp_path / "in"
+    series(data, 2)
+    other = slice_(3, uid="1.2.9.7")
+    other.StudyInstanceUID = "1.2.9.8"
+    saved(other, data / "other.dcm")
+    values = RETINA if task == "detection" else {"study": {}, "model": {}}
+    model = saved_model(tmp_path / "m", tiny_study(study=values["study"], model=values["model"]))
+    least = 0.2 if task == "detection" else 0.3
+    monkeypatch.setattr(study_results, "FINDINGS_LIMIT", 150)  # the first study has two images and 200 boxes
+    counts = run([model], data, tmp_path / "out", min_score=least, overlays=False).plain
+    assert counts["written"] == {"reports": 3 if task == "detection" else 2}
+    table = lines(tmp_path / "out" / "predictions.csv")
+    assert len({one["report"] for one in table}) == 2
+    for one in table:
+        uid, parts = one["sop_instance_uid"], [tmp_path / "out" / name for name in one["report"].split()]
+        assert all(uid in read(path, "report").images for path in parts)
+        if task == "detection":
+            boxes = [box for path in parts for box in read(path, "report").boxes(uid, 0, None)]  # type: ignore[union-attr]
+            drawn = [
+                b for b in lines(tmp_path / "out" / "boxes.csv") if b["sop_instance_uid"] == one["sop_instance_uid"]
+            ]
+            drawn = [b for b in drawn if float(b["score"]) >= 0.2]
+            assert len(boxes) == len(drawn) == int(one["boxes"]) > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Archive:
+    """A running Orthanc on loopback."""
+
+    base: str
+
+    def take(self, path: Path) -> dict[str, Any]:
+        answer = requests.post(f"{self.base}/instances", path.read_bytes(), timeout=30)
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
+    folder = tmp_path_factory.mktemp("orthanc")
+    ports = []
+    for _ in range(2):
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            ports.append(found.getsockname()[1])
+    settings = {
+        "StorageDirectory": str(folder),
+        "IndexDirectory": str(folder),
+        "HttpPort": ports[0],
+        "DicomPort": ports[1],
+        "RemoteAccessAllowed": False,
+        "AuthenticationEnabled": False,
+    }
+    (folder / "o.json").write_text(json.dumps(settings))
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([str(ORTHANC), str(folder / "o.json")], stdout=log, stderr=log)
+    try:
+        for _ in range(300):
+            with contextlib.suppress(requests.ConnectionError):
+                requests.get(f"http://127.0.0.1:{ports[0]}/system", timeout=5).raise_for_status()
+                break
+            time.sleep(0.1)
+        else:
+            pytest.fail((folder / "log").read_text(errors="replace")[-2000:])
+        yield Archive(base=f"http://127.0.0.1:{ports[0]}")
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.mark.e2e
+@pytest.mark.skipif(ORTHANC is None, reason="Orthanc is not installed: apt-get install orthanc")
+def test_orthanc_takes_results_in_and_files_them_under_the_images_study(tmp_path: Path, archive: Archive) -> None:
+    paths = series(tmp_path / "in")
+    origins = [read_origin(p) for p in paths]
+    write_segmentation(tmp_path / "s.dcm", origins, masks_of(3), classes=CLASSES, maker=MAKER)
+    write_report(tmp_path / "r.dcm", origins, findings(origins), maker=MAKER)
+    kept = [archive.take(path) for path in (*paths, tmp_path / "s.dcm", tmp_path / "r.dcm")]
+    assert all(one["Status"] == "Success" for one in kept)
+    assert len({one["ParentStudy"] for one in kept}) == 1 and len({one["ParentPatient"] for one in kept}) == 1
+    tags = requests.get(f"{archive.base}/instances/{kept[3]['ID']}/simplified-tags", timeout=30).json()
+    assert tags["Modality"] == "SEG" and tags["DeviceSerialNumber"] == MAKER.weights[0]
