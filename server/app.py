@@ -43,6 +43,8 @@ def main(grid: Grid, context: Context) -> None:
     text = context.run_config.get("study", "")
     if not isinstance(text, str) or not text:
         raise StudyError("study: the run config holds none; submit the study's canonical JSON under this key")
+    if FOLDER not in os.environ:
+        raise RunError(f"{FOLDER} names no folder of a federation: start the server with `server up`")
     study, folder = from_json(text), open_folder(Path(os.environ[FOLDER]))
     order, roster = orders.given(folder, study), folder.roster()
     if roster is None:

@@ -1,10 +1,14 @@
 """Fixtures that tests of several rooms share."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 from small import write_site
+
+# Processes that run tests side by side ignore Ctrl-C, and what they start would too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

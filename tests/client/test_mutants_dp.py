@@ -40,7 +40,7 @@ FAULTS = {
     "each chunk the same": ("common/noise.py", "start=start))", "start=0))", NOISE),
     "32 bits of uniform": ("common/noise.py", "(of >> np.uint64(11))", "(of >> np.uint64(32) << np.uint64(21))", NOISE),
     "key from a seed": ("common/noise.py", "os.urandom(KEY_BYTES)", "bytes(KEY_BYTES)", NOISE),
-    "big-endian words": ("common/crypto/stream.py", '"<u8"', '">u8"', STREAM),
+    "big-endian words": ("common/crypto/stream.py", ', dtype="<u8").astype', ', dtype=">u8").astype', STREAM),
     "sampled without chance": (
         "client/dp/sampler.py",
         "uniform(bits[:count]) < sample_rate * shares",

@@ -13,9 +13,8 @@ from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from numpy.typing import NDArray
 from small import tiny_study
 
-from client.app import app as client_app
 from common import params, wire
-from common.errors import Reason, RunError
+from common.errors import Reason, RunError, StudyError
 from common.study import Study
 from server import app as server_app
 from server import federation
@@ -338,16 +337,17 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(
     assert [entry["round"] for entry in rounds_in(tmp_path / "out")] == [1, 2]
 
 
-def test_the_bundled_app_takes_the_study_from_the_run_config(
-    tmp_path: Path, site_folders: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FEDWARD_OUT", str(tmp_path / "out"))
-    monkeypatch.setenv("FEDWARD_ROSTER", "site-0,site-1,site-2")
-    config = {"study": tiny_study(study={"rounds": 1}).canonical}
-    context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=config)
-    server_app.app(DirectGrid(site_folders, SimulatedClock()), context)
-    assert len(rounds_in(tmp_path / "out")) == 1
-    assert client_app is not None
+def test_the_bundled_app_wants_a_study_and_the_coordinators_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FEDWARD_FEDERATION", raising=False)
+
+    def start(config: dict[str, Any]) -> None:
+        context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=config)
+        server_app.app(DirectGrid([], SimulatedClock()), context)
+
+    with pytest.raises(StudyError, match="the run config holds none"):
+        start({})
+    with pytest.raises(RunError, match="FEDWARD_FEDERATION"):
+        start({"study": tiny_study(study={"rounds": 1}).canonical})
 
 
 def test_a_shuffled_network_gives_the_same_model(tmp_path: Path, site_folders: list[Path]) -> None:
