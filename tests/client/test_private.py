@@ -4,6 +4,7 @@ import shutil
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from client import chain, cohort, ledger, private
 from client.dataset import open_dataset
 from client.dp.step import private_update
 from client.ledger_records import LedgerError
+from client.session import MaskedIn
 from client.site import open_site
 from common import guarantee, params, wire
 from common.errors import DataError, Reason
@@ -400,3 +402,47 @@ def test_site_toml_says_what_is_wrong_with_a_declared_number(folder: Path) -> No
         (folder / "site.toml").write_text(f'name = "site-0"\nnominal_patients = {wrong}\n', encoding="utf-8")
         with pytest.raises(DataError, match=r"nominal_patients = .*; a whole number from 1"):
             open_site(folder)
+
+
+def invited(*, closed: bool) -> Any:
+    """An invitation to a session, whose share messages prove, or don't, that the earlier one was closed unanswered."""
+    masked_in = MaskedIn(roster="ab", keys="cd", sites=("site-0", "site-1"), threshold=2)
+    return SimpleNamespace(masked_in=masked_in, proves_closed=lambda earlier: closed and earlier == masked_in)
+
+
+@pytest.mark.parametrize(("closed", "charges"), [(True, 1), (False, 2)])
+def test_an_update_is_masked_again_only_where_the_earlier_session_was_closed(
+    folder: Path, closed: bool, charges: int
+) -> None:
+    site, asked = open_site(folder), order("update")
+    ask(folder, order("propose"))
+    private.take_up(site, STUDY, asked, invited(closed=False))  # nothing is stored yet
+    first = ask(folder, asked)
+    private.take_up(site, STUDY, asked, invited(closed=closed))
+    again = ask(folder, asked)
+    assert first.vector is not None and again.vector is not None
+    assert (first.vector.tobytes() == again.vector.tobytes()) == closed
+    assert len(records(folder, "reserve")) == charges
+
+
+def test_an_update_whose_sum_was_opened_is_never_sent_again(folder: Path) -> None:
+    site, asked = open_site(folder), order("update")
+    ask(folder, order("propose"))
+    first = ask(folder, asked)
+    private.opened_sum(site, STUDY, asked)
+    again = ask(folder, asked)
+    assert first.vector is not None and again.vector is not None
+    assert first.vector.tobytes() != again.vector.tobytes()
+    assert len(records(folder, "reserve")) == 2
+
+
+def test_noise_never_comes_twice(tmp_path: Path) -> None:
+    found = []
+    for name in ("a", "b"):  # the same patients and orders: what differs is chance
+        folder = protect(write_site(tmp_path / name / "site-0", images=0, seed=0))
+        ask(folder, order("propose", EVALUATED), EVALUATED)
+        for kind in ("update", "evaluate"):
+            answer = ask(folder, order(kind, EVALUATED), EVALUATED)  # type: ignore[arg-type]  # both are kinds
+            assert answer.vector is not None
+            found.append(answer.vector.tobytes())
+    assert len(set(found)) == 4
