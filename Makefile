@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUT ?= out/demo
 WORKERS ?= 2
 
-.PHONY: setup demo federation test test-all check format lock
+.PHONY: setup demo federation test test-all soak check format lock
 
 setup: $(VENV)/installed
 
@@ -29,7 +29,11 @@ test: setup
 	$(BIN)/python -m pytest
 
 test-all: setup
-	$(BIN)/python -m pytest -m "not gpu" -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -m "not gpu and not soak" -n $(WORKERS) --dist loadfile
+
+# Killed servers and sites, cut and slow lines, many rounds: real processes, half an hour and more, alone on the machine.
+soak: setup
+	$(BIN)/python -m pytest -m soak
 
 check: setup
 	$(BIN)/ruff format --check .

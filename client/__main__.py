@@ -4,7 +4,6 @@ import json
 import os
 import re
 import secrets
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,32 +12,51 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from client import cohort, index_file, ledger_cli, operate_cli, predict_cli, pull_cli, quality_cli, run_cli
+from client import (
+    cohort,
+    index_file,
+    ledger_cli,
+    operate_cli,
+    policy_cli,
+    predict_cli,
+    pull_cli,
+    push_cli,
+    quality_cli,
+    run_cli,
+)
 from client import index as indexes
+from client.cache_shrink import shrink
 from client.index import Counts
 from client.memory import remembered
 from client.readers import Fusion
-from client.site import open_site, site_toml
-from common.errors import DataError, FederationError
+from client.site import Site, demand_own, open_site, site_toml
+from common import command_line
+from common.errors import DataError
 
 app = typer.Typer(
-    help="One hospital's side of Fedward: index images, so that a model can be trained on them here.",
+    help="""One hospital's side of Fedward: images become a site folder, and the site takes part in a federation.
+
+    \b
+    1. client pull PACS --out DIR; client index DIR/images --out SITE
+    2. client quality SITE                                      is all of it used
+    3. client ledger create SITE --epsilon E --nominal-patients N      its budget
+       client policy SITE --set KEY=VALUE                       its limits
+    4. client init SITE ...; client join SITE roster.json ...   the federation
+    5. client check SITE; client up SITE                        keeps running
+    6. client studies SITE; client approve SITE HASH (or deny)  what may run
+    7. client status SITE; client audit show SITE               what was sent
+    8. client predict --model OUT ...; client push PACS DIR     a finished model
+
+    Exit codes: 0 done; 1 refused or failed, one line on standard error says why and what to do (check: a FAIL line;
+    status: not connected); 2 wrong usage. With --json standard output has one line of JSON for scripts; where the
+    command was refused, it has the key "error".
+    """,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 
-app.add_typer(ledger_cli.app, name="ledger")
-app.command("pull")(pull_cli.command)
-app.command("predict")(predict_cli.command)
-app.command("quality")(quality_cli.command)
-for command in (run_cli.init, run_cli.join, run_cli.up):
-    app.command()(command)
-app.add_typer(operate_cli.app)
-
-
-@app.command()
 def index(
     folder: Annotated[Path, typer.Argument(help="Folder of images as the archive left them, or a MedMNIST .npz file.")],
     out: Annotated[Path, typer.Option("--out", help="Site folder to make or to bring up to date; outside FOLDER.")],
@@ -54,9 +72,22 @@ def index(
         Fusion, typer.Option("--fusion", help="How one outline is made of several readers': by majority or by STAPLE.")
     ] = "majority",
     burned_in: Annotated[
+        Literal["keep", "drop"] | None,
+        typer.Option(
+            "--burned-in",
+            help="Images whose header says that text, perhaps a name, is in the pixels;"
+            " default: what drop_burned_in says in OUT/site.toml, and that is to keep and to flag them.",
+            show_default=False,
+        ),
+    ] = None,
+    automatic: Annotated[
         Literal["keep", "drop"],
-        typer.Option("--burned-in", help="Images whose header says that text, perhaps a name, is in the pixels."),
-    ] = "keep",
+        typer.Option(
+            "--automatic",
+            help="DICOM segments, regions and reports that a program made alone and nobody verified or approved: keep"
+            " uses them as annotations; drop counts them. Fedward's own results are never used.",
+        ),
+    ] = "drop",
     anew: Annotated[
         bool, typer.Option("--anew", help="Read every file again, also those that seem unchanged since the last time.")
     ] = False,
@@ -68,7 +99,8 @@ def index(
     \b
     dicom     DICOM files at any depth (or pictures), and beside them any of
                 labels.csv   key,label and further columns; a key is a
-                             SOPInstanceUID, StudyInstanceUID, PatientID or path
+                             SOPInstanceUID, StudyInstanceUID, PatientID (or the
+                             patient in patients.csv) or path
                 masks/SOPInstanceUID.png, boxes.json (COCO)
                 DICOM SEG, SR and RTSTRUCT objects, at any depth
                 names.csv    found,class: the study's class for a name that
@@ -94,48 +126,73 @@ def index(
     for: used + dropped = files.
     """
     started = time.monotonic()
-    key = _prepare(out, folder)
-    memory = remembered(out, patient_key=key)
-    if anew:
-        memory.forget()
-    counts = indexes.build(
-        form,
-        folder,
-        out,
-        patient_key=key,
-        image_is_patient=image_is_patient,
-        drop_burned_in=burned_in == "drop",
-        fusion=fusion,
-        memory=memory,
-        quiet=quiet,
-    )
+    _check(out, folder)
+    with index_file.alone(out):
+        site = _prepare(out)
+        if burned_in == "keep" and site.policy.drop_burned_in:
+            raise DataError(
+                f"--burned-in keep: {out / 'site.toml'} says drop_burned_in = true in [policy]; change it there"
+            )
+        memory = remembered(out, patient_key=site.patient_key)
+        if anew:
+            memory.forget()
+        counts = indexes.build(
+            form,
+            folder,
+            out,
+            patient_key=site.patient_key,
+            image_is_patient=image_is_patient,
+            drop_burned_in=burned_in == "drop" or site.policy.drop_burned_in,
+            keeps_automatic=automatic == "keep",
+            fusion=fusion,
+            memory=memory,
+            quiet=quiet,
+        )
+        # A cache outside the site's own folder may serve other sites too.
+        own_cache = counts.images and site.cache.resolve().is_relative_to(out.resolve())
+        taken_out = shrink(out, site.cache) if own_cache else 0
     if as_json:
         seconds = round(time.monotonic() - started, 3)
         print(json.dumps({"schema": 1, **_plain(counts), "read": memory.read, "seconds": seconds}))
     elif not quiet:
         _print(counts, out)
         print(f"read: {memory.read} files; the others had not changed since the last time")
+        if taken_out:
+            print(f"cache: {taken_out} preprocessed images that are no longer in the index were deleted")
     if not counts.images:
         why = ", ".join(f"{n} {reason}" for reason, n in counts.dropped.items())
         raise DataError(f"{folder}: none of {counts.files} files can be used ({why}); see `client index --help`")
 
 
+app.command("pull")(pull_cli.command)
+app.command()(index)
+app.command("quality")(quality_cli.command)
+app.command("policy")(policy_cli.command)
+for command in (run_cli.init, run_cli.join, run_cli.up):
+    app.command()(command)
+app.command("predict")(predict_cli.command)
+app.command("push")(push_cli.command)
+app.add_typer(ledger_cli.app, name="ledger")
+app.add_typer(operate_cli.app)
+
+
 def main() -> None:
     """Run the command line. Errors are one line on standard error and exit code 1."""
-    try:
-        app(prog_name="python -m client")
-    except FederationError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(1)
+    command_line.run(app, "python -m client")
 
 
-def _prepare(site: Path, images: Path) -> bytes:
-    """The site's patient key; made with the folder and its site.toml where there is none. An existing key is kept."""
+def _check(site: Path, images: Path) -> None:
+    """Raises DataError where images and site folder can't lie as they do."""
     if not images.exists():
         raise DataError(f"{images}: no such file or folder")
     if site.resolve().is_relative_to(images.resolve()):
         raise DataError(f"{site}: lies inside the images' folder; a site folder needs a place of its own")
+    demand_own(site)
     cohort.demand_key(site)
+
+
+def _prepare(site: Path) -> Site:
+    """The site; made with its folder, patient key and site.toml where there is none. What is there is kept."""
     path, settings = site / "keys" / "patient.key", site / "site.toml"
     try:
         site.mkdir(parents=True, exist_ok=True)
@@ -147,7 +204,7 @@ def _prepare(site: Path, images: Path) -> bytes:
             _create(settings, site_toml(name or "site").encode())
     except OSError as error:
         raise DataError(f"{site}: the site folder can't be made ({error.strerror or error})") from None
-    return open_site(site).patient_key
+    return open_site(site)
 
 
 def _create(path: Path, content: bytes) -> None:

@@ -33,6 +33,7 @@ def needs(policy: Policy, study: Study, state: State) -> dict[str, float]:
     for event, orders in guarantee.plans(study):
         if (study.sha256, event.pool) not in state.allocations:
             amount = orders * spent(rdp_of(event.to_json(), order=order))
+            amount -= state.closed.get((study.sha256, event.pool), 0)
             found[event.pool] = share(amount, left(policy, state)[event.pool])
     return found
 

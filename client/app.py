@@ -13,12 +13,12 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from client import approval, audit, permit, private, secure, train
-from client.chain_lines import Entry
-from client.dataset import Dataset, index_fingerprint, open_dataset
+from client import approval, audit, membership, permit, private, secure, train
+from client.chain_lines import Anchor, Entry
+from client.dataset import Dataset, fingerprint, open_dataset
 from client.session import Invitation
 from client.site import Site, known_study, note_error, open_site, remember
-from common import params, wire
+from common import anchor, params, wire
 from common.errors import FederationError, MessageError, Reason
 from common.models import build_model
 from common.randomness import seeded
@@ -76,9 +76,19 @@ def respond(site: Site, message: Message) -> wire.Answer:
         wrong = error
         answer = verdict(site, order, error.code if isinstance(error, FederationError) else Reason.FAILED)
     with _noting(site):
-        audit.answered(site, answer, wrong)
-        return answer
+        return _attested(site, answer, audit.answered(site, answer, wrong))
     return verdict(site, order, Reason.FAILED)  # nothing leaves that could not be written down
+
+
+def _attested(site: Site, answer: wire.Answer, line: Anchor) -> wire.Answer:
+    """The answer, and by its side, signed, where the log stands that it was just written down in: the coordinator keeps
+    it. A site without an identity has nobody to keep it.
+    """
+    if not (site.folder / membership.KEY).exists():
+        return answer
+    key, order = membership.identity_of(site.folder), answer.order_hash
+    stated = anchor.attest(key, site=site.name, order=order, sequence=line.sequence, hash=line.hash)
+    return replace(answer, audit=stated)
 
 
 @contextmanager
@@ -101,7 +111,7 @@ def _wait(site: Site) -> None:
 class _Warm:
     study: Study
     dataset: Dataset
-    fingerprint: tuple[int, int]
+    fingerprint: tuple[int, int, bool]
 
 
 _datasets: OrderedDict[tuple[Path, str], _Warm] = OrderedDict()
@@ -126,6 +136,8 @@ def _answer(site: Site, order: wire.Order, message: Message, lines: Sequence[Ent
     if known is None:
         return verdict(site, order, Reason.STUDY_CHANGED)
     permit.order(site, known, order, lines)
+    if known.privacy is None:  # patients may have got a ledger since the study was agreed to
+        private.demand_unprotected(site, known)
     if known.aggregation.secure:
         return _masked(site, known, order, message)
     if order.session or order.kind not in ("update", "evaluate"):
@@ -175,12 +187,14 @@ def _model(study: Study) -> nn.Module:
 
 
 def _dataset(site: Site, study: Study) -> Dataset:
-    """The site's dataset, kept between messages until the index changes."""
-    key, fingerprint = (site.folder, study.sha256), index_fingerprint(site.folder)
+    """The site's dataset, kept between messages until the index or what the policy leaves of it changes."""
+    key = (site.folder, study.sha256)
     warm = _datasets.get(key)
-    if warm is None or warm.fingerprint != fingerprint:
+    if warm is None or warm.fingerprint != fingerprint(site):
         dataset = open_dataset(site, study)
-        warm = _Warm(study=study, dataset=dataset, fingerprint=index_fingerprint(site.folder))
+        if not dataset.whole:
+            return dataset
+        warm = _Warm(study=study, dataset=dataset, fingerprint=fingerprint(site))
         _datasets[key] = warm
     _datasets.move_to_end(key)
     while len(_datasets) > WARM:

@@ -77,16 +77,27 @@ def missing(site: Site, study_hash: str, entries: Sequence[Entry]) -> str:
     return ""
 
 
-def keep(site: Site, study: Study) -> None:
-    """Keep a study that may not run yet, so that a person can read it. Raises ApprovalError where too many wait."""
+def keep(site: Site, study: Study, entries: Sequence[Entry]) -> None:
+    """Keep a study that may not run yet, so that a person can read it; in the place of one that was denied, the oldest
+    first, where there are many. Raises ApprovalError where too many wait.
+    """
     folder = site.folder / FOLDER
     path = folder / f"{study.sha256}.json"
     if path.exists():
         return
     folder.mkdir(mode=0o700, exist_ok=True)
-    if sum(1 for _ in folder.glob("*.json")) >= MOST_PENDING:
-        raise ApprovalError(f"{folder}: {MOST_PENDING} studies wait already: deny or delete some")
+    kept = list(folder.glob("*.json"))
+    if len(kept) >= MOST_PENDING:
+        denied = [file for file in kept if _denied(entries, file.stem)]
+        if not denied:
+            raise ApprovalError(f"{folder}: {MOST_PENDING} studies wait already: decide on some with `client deny`")
+        min(denied, key=lambda file: file.stat().st_mtime_ns).unlink()
     write_privately(path, study.canonical.encode())
+
+
+def _denied(entries: Sequence[Entry], study_hash: str) -> bool:
+    found = decision_of(entries, study_hash)
+    return found is not None and found.decision == "denied"
 
 
 def settle(site: Site, study: Study) -> None:

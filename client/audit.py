@@ -21,7 +21,7 @@ import numpy as np
 
 from client import chain, ledger
 from client.chain import Chain
-from client.chain_lines import Anchor, ChainError, Contents, Entry, anchor_in, first_line
+from client.chain_lines import Anchor, ChainError, Contents, Entry, anchor_from, anchor_in, first_line
 from client.session import Opening
 from client.site import Site
 from common.errors import DataError, FederationError, Reason
@@ -144,6 +144,24 @@ def moved(entries: Sequence[Entry], *, study: str, round: int) -> int:
     )
 
 
+def asked(entries: Sequence[Entry], *, study: str, kind: str) -> set[tuple[int, str]]:
+    """Round and weights' digest of every order of this kind that was answered since a person last approved the study.
+    The same order answered again, in another attempt or after a restart, is one.
+    """
+    weights: dict[str, str] = {}
+    found: set[tuple[int, str]] = set()
+    for entry in entries:
+        body = entry.body
+        if entry.kind == "approved" and body["study"] == study:
+            found.clear()
+        elif entry.kind in ("received", "answered") and body["study"] == study and body["order"] == kind:
+            if entry.kind == "received":
+                weights[body["hash"]] = body["weights"]
+            elif body["reason"] == Reason.OK:
+                found.add((body["round"], weights.get(body["hash"], "")))
+    return found
+
+
 def close_sums(entries: Sequence[Entry]) -> list[tuple[Entry, Entry, str]]:
     """Pairs of opened sums of one study whose sites differ by exactly one, and that site: subtracted from each other
     they come near to what it alone has sent.
@@ -163,6 +181,16 @@ def survivors(entries: Sequence[Entry], study: str) -> list[frozenset[str]]:
     return [
         frozenset(entry.body["survivors"]) for entry in entries if entry.kind == "sum" and entry.body["study"] == wanted
     ]
+
+
+def ledger_anchor(site: Site) -> Anchor | None:
+    """Where the privacy ledger stood when the site last answered; None where no line says so. Raises ChainError."""
+    if not (site.folder / FOLDER / f"{NAME}.jsonl").exists():
+        return None
+    with opened(site) as log:
+        said = (entry.body["ledger"] for entry in reversed(log.entries) if entry.kind == "answered")
+        newest = next(filter(None, said), "")
+    return anchor_from(newest) if newest else None
 
 
 def _order(of: Order | Answer) -> dict[str, Any]:

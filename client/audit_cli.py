@@ -1,18 +1,16 @@
 """`python -m client audit`: the log of what was asked, decided and sent; whole, and in words."""
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from client import audit
 from client.chain_lines import Entry, anchor_from
+from client.options import JsonOption, SiteArgument
+from client.site import demand_site
 
 app = typer.Typer(help="The log of what was asked, decided and sent: whole, and in words.", no_args_is_help=True)
-
-SiteArgument = Annotated[Path, typer.Argument(help="The site's folder.", metavar="SITE")]
-JsonOption = Annotated[bool, typer.Option("--json", help="One line of JSON on standard output.")]
 
 
 @app.command()
@@ -24,6 +22,7 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Read every line; exit code 1 where one was edited, is missing, or the anchor is not among them."""
+    demand_site(site)
     contents = audit.verify(site, None if anchor is None else anchor_from(anchor))
     last = contents.entries[-1].anchor
     if as_json:
@@ -40,12 +39,17 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """The log in words: orders, answers with their reasons, bytes and digests, decisions with their names."""
+    demand_site(site)
     entries = [e for e in audit.entries_of(site) if study is None or str(e.body.get("study", "")).startswith(study)]
-    for entry in entries[-last:] if last else entries:
-        if as_json:
-            print(json.dumps({"sequence": entry.sequence, "time": entry.time, "kind": entry.kind, **entry.body}))
-        else:
-            print(plain(_words(entry)))
+    shown = entries[-last:] if last else entries
+    if as_json:
+        lines = [{"sequence": e.sequence, "time": e.time, "kind": e.kind, **e.body} for e in shown]
+        print(json.dumps({"schema": 1, "lines": lines}))
+        return
+    for entry in shown:
+        print(plain(_words(entry)))
+    if not shown:
+        print("nothing was asked here as yet" if study is None else f"no line about study {plain(study)}")
 
 
 @app.command()
@@ -55,6 +59,7 @@ def sets(site: SiteArgument, as_json: JsonOption = False) -> None:
     Exit code 0 also where there are some: they happen when a site drops out; differential privacy or `min_change` is
     what protects then.
     """
+    demand_site(site)
     found = audit.close_sums(audit.entries_of(site))
     if as_json:
         pairs = [{"sessions": [a.body["session"], b.body["session"]], "site": name} for a, b, name in found]

@@ -1,7 +1,9 @@
 """Preprocessed images of a site, memory-mapped: [n, C, h, w] float16 in [0, 1], before mean and std.
 
-One folder per preprocessing: `images.f16` holds the values, `images.txt` the ids in the same order, one per line. An id
-is written only once its values are on the disk, so a kill at any moment leaves a cache that is right as far as it says.
+One folder per preprocessing, which `settings.json` names: `images.f16` holds the values, `images.txt` the ids in the
+same order, one per line. An id is written only once its values are on the disk, so a kill at any moment leaves a cache
+that is right as far as it says.
+cache_shrink.py puts smaller files in their place; whoever has the old ones mapped goes on reading them.
 """
 
 import fcntl
@@ -28,7 +30,7 @@ from client.records import Row
 from common.errors import DataError
 from common.study import Study
 
-VERSION = 1  # of the preprocessing code: raise it when equal settings give other values
+VERSION = 2  # of the preprocessing code: raise it when equal settings give other values
 _WAVE = 32  # files decoded between two writes
 _PART = 64  # images of one file decoded in one go
 
@@ -41,22 +43,27 @@ class Cache:
     study: Study
     _positions: dict[str, int] = field(default_factory=dict)
     _ids_read: int = 0  # bytes of images.txt that `_positions` holds
-    _map: NDArray[np.float16] | None = None
+    _map: NDArray[np.float16] = field(default_factory=lambda: np.zeros(0, np.float16))
+    _file: tuple[int, int] | None = None  # the images.f16 that all this is of: another one may take its place
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """C, h, w of one image."""
         return (self.study.model.channels, *self.study.model.image_size)
 
-    def ensure(self, rows: Sequence[Row], *, jobs: int | None = None, quiet: bool = True) -> dict[str, Drop]:
+    def ensure(
+        self, rows: Sequence[Row], *, each_alone: bool = False, jobs: int | None = None, quiet: bool = True
+    ) -> dict[str, Drop]:
         """Preprocess what the cache lacks; the images that can't be decoded, with the reason.
 
-        Raises DataError when the images' folder is not there at all, or the cache can't be written.
+        Raises DataError when the images' folder is not there at all, or the cache can't be written. With `each_alone`
+        these are reasons of the images concerned: what keeps one from being had keeps no other, but that on a full
+        disk one more may take the place of the last.
         """
         self._refresh()
         missing = [row for row in rows if row.image not in self._positions]
         for root in {row.source.root for row in missing}:
-            if not root.is_dir():
+            if not (each_alone or root.is_dir()):
                 raise DataError(f"{root}: the images' folder is not there; mount it, or index the images' new place")
         missing.sort(key=lambda row: (row.source.path, row.source.array, row.source.item))
         files = [list(group) for _, group in groupby(missing, key=lambda row: (row.source.path, row.source.array))]
@@ -78,10 +85,25 @@ class Cache:
         ):
             for start in range(0, len(parts), _WAVE):
                 outcomes = [outcome for part in pool.map(decoded, parts[start : start + _WAVE]) for outcome in part]
-                self.add_many({image: value for image, value in outcomes if not isinstance(value, Drop)})
+                found = {image: value for image, value in outcomes if not isinstance(value, Drop)}
                 failed.update({image: value for image, value in outcomes if isinstance(value, Drop)})
+                if each_alone:
+                    failed.update(dict.fromkeys(self._unwritten(found), Drop.UNREADABLE))
+                else:
+                    self.add_many(found)
                 progress(min(start + _WAVE, len(parts)), len(parts))
         return failed
+
+    def _unwritten(self, arrays: Mapping[str, NDArray[Any]]) -> Iterator[str]:
+        """Add these, together or else one by one; the ids of those for which there was no room."""
+        try:
+            self.add_many(arrays)
+        except DataError:
+            for image, array in arrays.items():
+                try:
+                    self.add_many({image: array})
+                except DataError:
+                    yield image
 
     def add_many(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Add preprocessed images [C, h, w] in [0, 1] by id. One that is there already stays as it is.
@@ -119,9 +141,6 @@ class Cache:
             raise DataError(f"{self.folder}: an image is not in the cache; preprocess it first") from None
         if not positions:
             return np.zeros((0, *self.shape), np.float32)
-        if self._map is None or len(self._map) <= max(positions):
-            shape = (len(self._positions), *self.shape)
-            self._map = np.memmap(self.folder / "images.f16", "<f2", mode="r", shape=shape)
         return self._map[positions].astype(np.float32)
 
     @property
@@ -133,23 +152,41 @@ class Cache:
             return pixels.reason
         if pixels.shape[:2] != (row.height, row.width):
             return Drop.CHANGED
-        return preprocess.kept(pixels, self.study)
+        return preprocess.kept(pixels, self.study, row.pose)
 
     def _refresh(self) -> None:
-        """Learn of ids that this or another process has added. Raises DataError where values are missing for them."""
+        """Learn of ids that this or another process has added, of all of them where the cache was made smaller.
+
+        Raises DataError where values are missing for them.
+        """
         try:
-            with (self.folder / "images.txt").open("rb") as file:
-                file.seek(self._ids_read)
-                lines = file.read()
+            while not self._read():
+                pass
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{self.folder}: the cache can't be read ({type(error).__name__}); delete it") from None
+
+    def _read(self) -> bool:
+        """Whether ids and values were read that belong together. The map keeps its file, whatever takes its place."""
+        path = self.folder / "images.f16"
+        with path.open("rb") as values:
+            file = _identity(os.fstat(values.fileno()))
+            if file != self._file:
+                self._positions, self._ids_read, self._map, self._file = {}, 0, np.zeros(0, np.float16), file
+            with (self.folder / "images.txt").open("rb") as ids:
+                ids.seek(self._ids_read)
+                lines = ids.read()
+            if _identity(path.stat()) != file:
+                return False
             complete = lines[: lines.rfind(b"\n") + 1]  # a kill may leave half a line: it was never there
             for line in complete.splitlines():
                 self._positions.setdefault(line.decode("ascii"), len(self._positions))
             self._ids_read += len(complete)
-            stored = (self.folder / "images.f16").stat().st_size
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{self.folder}: the cache can't be read ({type(error).__name__}); delete it") from None
-        if stored < len(self._positions) * self._bytes:
-            raise DataError(f"{self.folder}: the cache is cut short; delete the folder and it is made anew")
+            if os.fstat(values.fileno()).st_size < len(self._positions) * self._bytes:
+                raise DataError(f"{self.folder}: the cache is cut short; delete the folder and it is made anew")
+            if len(self._map) < len(self._positions):
+                shape = (len(self._positions), *self.shape)
+                self._map = np.memmap(values, "<f2", mode="r", shape=shape)
+            return True
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -161,7 +198,7 @@ class Cache:
 def open_cache(folder: Path, study: Study) -> Cache:
     """The cache below `folder` for this study's preprocessing; made when there is none.
 
-    Guarantees: studies with the same image size, channels, window and aspect share one, any others never do.
+    Guarantees: studies with the same image size, channels, window, aspect and orientation share one, others never do.
     Raises DataError when it can't be made or is damaged.
     """
     values = {
@@ -171,17 +208,25 @@ def open_cache(folder: Path, study: Study) -> Cache:
         "window": study.preprocessing.window,
         "aspect": study.preprocessing.aspect,
     }
+    if study.preprocessing.orientation != "stored":
+        values["orientation"] = study.preprocessing.orientation
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
     place = folder / digest
     try:
         place.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for name in ("images.f16", "images.txt"):
+        for name in ("images.f16", "images.txt", "settings.json"):
             (place / name).touch(mode=0o600)
+        if not (place / "settings.json").stat().st_size:
+            (place / "settings.json").write_text(json.dumps(values), encoding="utf-8")
     except OSError as error:
         raise DataError(f"{place}: the cache can't be made ({error.strerror or error})") from None
     cache = Cache(folder=place, study=study)
     cache._refresh()
     return cache
+
+
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
 
 
 def _append(path: Path, end: int, data: bytes) -> None:

@@ -277,7 +277,9 @@ def _demand_private(path: Path) -> None:
     try:
         mode = os.stat(path, follow_symlinks=False).st_mode
     except FileNotFoundError:
-        raise ChainError(f"{path}: missing; restore it from a backup, or make it where there never was one") from None
+        raise ChainError(
+            f"{path}: missing; restore it from a backup, or where there never was one: `client ledger create`"
+        ) from None
     except OSError as error:
         raise ChainError(f"{path}: can't be read ({error.strerror})") from error
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):

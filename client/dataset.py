@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,11 @@ from numpy.typing import NDArray
 
 from client import cache as caches
 from client import cohort, index
-from client.preprocess import Geometry, normalise
+from client.drops import Drop
+from client.preprocess import Geometry, geometry, normalise
 from client.records import Row
-from client.site import Site, split_position
+from client.site import Site, note_error, split_position
+from common.errors import DataError
 from common.layout import Pool
 from common.study import Study
 from common.tasks import task_of
@@ -45,8 +46,8 @@ class Images:
 
     def geometry(self, position: int) -> Geometry:
         """How the image at this position lies on the model's grid."""
-        row, model, how = self.rows[position], self.study.model, self.study.preprocessing
-        return Geometry(stored=(row.height, row.width), model=model.image_size, aspect=how.aspect)
+        row = self.rows[position]
+        return geometry((row.height, row.width), row.pose, self.study)
 
     def batch(self, positions: Sequence[int] | NDArray[np.int64]) -> Batch:
         """The images at these positions, normalised, on the model's grid [B, C, h, w]."""
@@ -113,19 +114,36 @@ class Dataset:
     pools: dict[Pool, Images]
     patients: dict[Pool, int]
     unusable: dict[str, int]
+    whole: bool = True  # False: images that can't be had now are left out, and should be looked for again
 
 
 def open_dataset(site: Site, study: Study) -> Dataset:
-    """The site's patients for this study. Preprocesses what the cache lacks; images that can't be decoded are moved
-    to the
-    index's dropped list. Raises DataError when the index or cache can't be used."""
+    """The site's patients for this study. Preprocesses what the cache lacks; images that can't be decoded are moved to
+    the index's dropped list, unless none can. Raises DataError then, and when the index or cache can't be used.
+    Guarantees: no image flagged for text in its pixels is used where the policy drops those, however old the index is.
+    Under [privacy] no patient's images decide about another's: what can't be had is left out, image by image, and the
+    index stays as it is.
+    """
     rows = index.read(site.folder)
+    indexed = len(rows)
+    if site.policy.drop_burned_in:
+        rows = [row for row in rows if not row.burned_in]
+    unusable: Counter[str] = Counter({Drop.BURNED_IN: indexed - len(rows)} if len(rows) < indexed else {})
     task, cache = task_of(study), caches.open_cache(site.cache, study)
-    undecodable = cache.ensure(rows)
-    if undecodable:
+    alone = study.privacy is not None
+    undecodable = cache.ensure(rows, each_alone=alone)
+    if undecodable and not alone:
+        if len(undecodable) == len(rows):  # an archive that is empty for a while is no reason to forget its images
+            raise DataError(
+                f"{len(undecodable)} of {len(rows)} images can't be read: are they where they were? The index was left"
+                " as it is; `client index` makes it anew"
+            )
         index.remove(site.folder, undecodable)
-        rows = [row for row in rows if row.image not in undecodable]
-    unusable = Counter(str(reason) for reason in undecodable.values())
+    elif undecodable:
+        text = f"{len(undecodable)} of {len(rows)} images can't be had: is their folder there, and room for the cache?"
+        note_error(site, "images", DataError(text))
+    rows = [row for row in rows if row.image not in undecodable]
+    unusable.update(str(reason) for reason in undecodable.values())
     pools: dict[Pool, list[tuple[Row, Any]]] = {"train": [], "validation": [], "test": []}
     shares = _shares(site, study, {row.official for row in rows})
     for patient in patients_of(rows):
@@ -143,7 +161,8 @@ def open_dataset(site: Site, study: Study) -> Dataset:
         for pool, found in pools.items()
     }
     patients = {pool: len({row.patient for row in found.rows}) for pool, found in images.items()}
-    return Dataset(pools=images, patients=patients, unusable=dict(unusable))
+    whole = not (alone and undecodable)
+    return Dataset(pools=images, patients=patients, unusable=dict(unusable), whole=whole)
 
 
 def patients_of(rows: Sequence[Row]) -> list[Patient]:
@@ -182,10 +201,12 @@ def _pool(site: Site, patient: Patient, shares: tuple[float, float, float]) -> P
     return "validation" if position < train + validation else "test"
 
 
-def index_fingerprint(folder: Path) -> tuple[int, int]:
-    """Changes when the index does: modification time in nanoseconds, size in bytes."""
-    status = (folder / "index.sqlite").stat()
-    return status.st_mtime_ns, status.st_size
+def fingerprint(site: Site) -> tuple[int, int, bool]:
+    """Changes when the site's usable images do: the index's modification time in nanoseconds, its size in bytes, and
+    whether the policy leaves some of it out.
+    """
+    status = (site.folder / "index.sqlite").stat()
+    return status.st_mtime_ns, status.st_size, site.policy.drop_burned_in
 
 
 def batches(

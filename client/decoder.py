@@ -1,4 +1,4 @@
-"""A process of its own for GDCM, the decoder that ends the whole process on some damaged files."""
+"""A process of its own for decoders in C++: GDCM ends the whole process on some damaged files, libjpeg may."""
 
 import atexit
 import contextlib
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from client.drops import Drop, Unusable
 
+_CHILD = "from client import decoder, dicom_pixels; decoder.serve(dicom_pixels.decoded_apart)"
 _PATIENCE = 120  # seconds for one frame
 
 
@@ -62,8 +63,8 @@ class Decoder:
     def _started(self) -> subprocess.Popen[bytes]:
         if self._child is None:
             places = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-            self._child = subprocess.Popen(
-                [sys.executable, "-P", "-c", "from client import decoder, dicom; decoder.serve(dicom.decoded_by_gdcm)"],
+            self._child = subprocess.Popen(  # noqa: S603  # our own decoder
+                [sys.executable, "-P", "-c", _CHILD],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

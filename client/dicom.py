@@ -1,4 +1,4 @@
-"""DICOM bytes to grey or colour values in [0, 1] and a few allow-listed tags; the only door of pydicom in this room.
+"""What a DICOM file says of its image: a few allow-listed tags, checked. The pixels are client/dicom_pixels.py's.
 
 A file is read with a list of the tags that are wanted, so no other tag is ever looked at. Messages name what is wrong,
 never a tag's value: a patient's name can stand in any of them.
@@ -10,23 +10,18 @@ import math
 import struct
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-import numpy as np
 import pydicom
-from numpy.typing import NDArray
-from pydicom.encaps import encapsulate, get_frame
 from pydicom.multival import MultiValue
-from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi
-from pydicom.pixels.utils import pixel_array
+from pydicom.valuerep import VR
 
-from client.decoder import Decoder
 from client.drops import Drop, Unusable
-from client.preprocess import Window, to_unit
+from client.pose import Pose, directions_of, ratio_of
 from common.errors import DataError
 
 # pydicom's remarks on odd values quote them. They go nowhere.
@@ -54,39 +49,36 @@ class Tags:
     laterality: str | None = None
     burned_in: bool | None = None  # text in the pixels, as the file says
     pixel_spacing: tuple[float, float] | None = None  # mm between rows, between columns
+    directions: str = ""  # as in Pose
+
+    @property
+    def pose(self) -> Pose:
+        """How the image lies in the patient."""
+        return Pose(directions=self.directions, ratio=ratio_of(self.pixel_spacing))
 
 
 # fmt: off
-_KEPT = [
+KEPT = [
     "SOPClassUID", "SOPInstanceUID", "Modality", "Manufacturer", "ManufacturerModelName", "PatientID",
     "StudyInstanceUID", "Laterality", "ImageLaterality", "BurnedInAnnotation", "PixelSpacing", "ImagerPixelSpacing",
+    "PatientOrientation", "ImageOrientationPatient",
 ]
 FORMAT = [
     "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns",
     "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
 ]
-_GREY = [
-    "PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence",
-    "WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence",
-]
-_PIXELS = [
-    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "RedPaletteColorLookupTableDescriptor",
-    "GreenPaletteColorLookupTableDescriptor", "BluePaletteColorLookupTableDescriptor",
-    "RedPaletteColorLookupTableData", "GreenPaletteColorLookupTableData", "BluePaletteColorLookupTableData",
-    "SegmentedRedPaletteColorLookupTableData", "SegmentedGreenPaletteColorLookupTableData",
-    "SegmentedBluePaletteColorLookupTableData", "ExtendedOffsetTable", "ExtendedOffsetTableLengths", "PixelData",
-]
 # fmt: on
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _NATIVE = {f"1.2.840.10008.1.2{end}" for end in ("", ".1", ".2")}
-# Who decodes what. GDCM ends the whole process on some damaged JPEG files, so it works in a process of its own.
+# Who decodes what. GDCM ends the whole process on some damaged JPEG files, so it works in a process of its own. So does
+# libjpeg, which a site may add for 4.51 with 12 bits.
 _JPEG, _JPEG_LS, _JPEG_2000 = ("4.50", "4.51"), ("4.80", "4.81"), ("4.90", "4.91")
 _DECODERS = {"5": "pydicom", "4.57": "gdcm", "4.70": "gdcm"}
 _DECODERS |= (
     dict.fromkeys(_JPEG, "pillow") | dict.fromkeys(_JPEG_LS, "pyjpegls") | dict.fromkeys(_JPEG_2000, "pylibjpeg")
 )
-_COMPRESSED = {f"1.2.840.10008.1.2.{end}": decoder for end, decoder in _DECODERS.items()}
-_gdcm = Decoder()
+COMPRESSED = {f"1.2.840.10008.1.2.{end}": decoder for end, decoder in _DECODERS.items()}
+_VRS = frozenset(vr.value.encode() for vr in VR)
 _NOT_IMAGES = {
     "1.2.840.10008.1.3.10": "DICOMDIR",
     "1.2.840.10008.5.1.4.1.1.66.4": "segmentation object",
@@ -95,8 +87,19 @@ _NOT_IMAGES = {
 
 
 def looks_like_dicom(head: bytes) -> bool:
-    """Whether a file that begins so (132 bytes or more) is DICOM, with or without the preamble that old ones lack."""
-    return head[128:132] == b"DICM" or head[:4] in (b"\x08\x00\x00\x00", b"\x08\x00\x05\x00", b"\x02\x00\x00\x00")
+    """Whether a file that begins so (132 bytes or more) is DICOM, with or without the preamble that old ones lack.
+
+    Those begin with an element of group 8 that has a VR, or a length after which a later element of a header follows.
+    """
+    if head[128:132] == b"DICM" or head[:4] in (b"\x08\x00\x00\x00", b"\x08\x00\x05\x00", b"\x02\x00\x00\x00"):
+        return True
+    if head[:2] not in (b"\x08\x00", b"\x00\x08") or len(head) < 8:
+        return False
+    if head[4:6] in _VRS:
+        return True
+    group, number, length = struct.unpack("<HHI", head[:8])
+    later = head[8 + length : 12 + length]
+    return group == 8 and len(later) == 4 and (group, number) < struct.unpack("<HH", later) < (0x30, 0)
 
 
 @contextmanager
@@ -114,10 +117,12 @@ def header(source: bytes | Path) -> Tags:
     Raises Unusable, and no other error, for anything else.
     """
     with refusing(), opened(source) as file:
-        dataset = read_tags(file, _KEPT + FORMAT, pixels=False)
+        dataset = read_tags(file, KEPT + FORMAT, pixels=False)
         start = file.tell()
-        following = file.read(4)
-        start += 8 if dataset.original_encoding[0] else 12  # tag, VR and length of the pixel element
+        element = file.read(6)
+        following = element[:4]
+        # Tag, VR and length of the pixel element. Some files are encoded otherwise than they say; a length is even.
+        start += 12 if element[4:] in (b"OB", b"OW", b"UN") else 8
         end = file.seek(0, io.SEEK_END)
         kind = _NOT_IMAGES.get(text(dataset, "SOPClassUID") or text(dataset.file_meta, "MediaStorageSOPClassUID") or "")
         if kind:
@@ -127,38 +132,9 @@ def header(source: bytes | Path) -> Tags:
         if following not in (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10"):
             raise Unusable(Drop.NO_PIXELS, "a DICOM file without pixels")
         tags = checked(dataset, end - start)
-        if str(dataset.file_meta.TransferSyntaxUID) in _COMPRESSED:
+        if str(dataset.file_meta.TransferSyntaxUID) in COMPRESSED:
             _walk_fragments(file, start, end)
         return tags
-
-
-def pixels(source: bytes | Path, *, window: Window, frame: int = 0) -> NDArray[np.float32]:
-    """One frame (from 0) as `frames` gives it. Raises Unusable, and no other error."""
-    (found,) = frames(source, window=window, wanted=[frame])
-    if isinstance(found, Unusable):
-        raise found
-    return found
-
-
-def frames(source: bytes | Path, *, window: Window, wanted: Iterable[int]) -> Iterator[NDArray[np.float32] | Unusable]:
-    """The wanted frames, [H, W] or [H, W, 3] float32 in [0, 1] after modality LUT, window, inversion; or what is wrong.
-
-    Window "dicom" is the file's VOI LUT or window, else the frame's smallest to largest value; grey values that the
-    file calls padding count as the smallest. Colour becomes RGB over its full range.
-    Raises Unusable, and no other error, for a file without any usable frame.
-    Source: DICOM PS3.3 C.7.6.3, C.11.1, C.11.2; PS3.5 8.2.
-    """
-    with refusing(), opened(source) as file:
-        dataset = read_tags(file, _KEPT + FORMAT + _GREY + _PIXELS, pixels=True)
-        if "PixelData" not in dataset:
-            raise Unusable(Drop.NO_PIXELS, "a DICOM file without pixels")
-        tags = checked(dataset, len(dataset.PixelData))
-    for frame in wanted:
-        try:
-            with refusing():
-                yield _frame(dataset, frame, tags, window)
-        except Unusable as error:
-            yield error
 
 
 @contextmanager
@@ -225,7 +201,7 @@ def read_tags(file: BinaryIO, tags: list[str], *, pixels: bool) -> pydicom.FileD
 def checked(dataset: pydicom.FileDataset, stored: int) -> Tags:
     """The tags, once what they declare fits the limits and the `stored` bytes of pixels."""
     syntax = str(dataset.file_meta.TransferSyntaxUID)
-    if syntax not in _NATIVE | _COMPRESSED.keys():
+    if syntax not in _NATIVE | COMPRESSED.keys():
         raise Unusable(Drop.UNSUPPORTED, "a transfer syntax that can't be decoded here")
     height, width, samples = (int(dataset.get(name) or 0) for name in ("Rows", "Columns", "SamplesPerPixel"))
     count, bits = int(dataset.get("NumberOfFrames") or 1), int(dataset.get("BitsAllocated") or 0)
@@ -256,6 +232,7 @@ def checked(dataset: pydicom.FileDataset, stored: int) -> Tags:
         laterality=text(dataset, "ImageLaterality") or text(dataset, "Laterality"),
         burned_in=None if burned is None else burned.upper() == "YES",
         pixel_spacing=_spacing(dataset),
+        directions=_directions(dataset),
         height=height,
         width=width,
         frames=count,
@@ -292,114 +269,10 @@ def _spacing(dataset: pydicom.Dataset) -> tuple[float, float] | None:
     return (rows, columns) if 0 < rows < math.inf and 0 < columns < math.inf else None
 
 
-def stored_frame(dataset: pydicom.FileDataset, frame: int, tags: Tags) -> NDArray[Any]:
-    """A frame (from 0, one of `tags`) as it is stored, [H, W] or [H, W, 3]. For use within `refusing`."""
-    decoder = _COMPRESSED.get(str(dataset.file_meta.TransferSyntaxUID), "")
-    if decoder:
-        stream = get_frame(dataset.PixelData, frame, number_of_frames=tags.frames)
-        if _codestream_size(stream) not in (None, (tags.height, tags.width)):
-            raise Unusable(Drop.UNREADABLE, "the compressed image has another size than the header says")
-    stored: NDArray[Any]
-    if decoder == "gdcm":
-        form = {name: dataset.get(name) for name in FORMAT if name != "NumberOfFrames"}
-        stored = _gdcm.decoded(str(dataset.file_meta.TransferSyntaxUID), form, stream)
-    else:
-        stored = pixel_array(dataset, index=frame, decoding_plugin=decoder)
-    if stored.shape[:2] != (tags.height, tags.width):
-        raise Unusable(Drop.UNREADABLE, "the decoded image has another size than the header says")
-    return stored
-
-
-def _frame(dataset: pydicom.FileDataset, frame: int, tags: Tags, window: Window) -> NDArray[np.float32]:
-    if not 0 <= frame < tags.frames:
-        raise Unusable(Drop.CHANGED, f"frame {frame} of a file of {tags.frames}")
-    stored = stored_frame(dataset, frame, tags)
-    photometric = text(dataset, "PhotometricInterpretation")
-    if photometric == "PALETTE COLOR":
-        stored = apply_color_lut(stored, dataset)[..., :3]
-        return to_unit(stored, window, limits=(0, 255 if stored.dtype == np.uint8 else 65535))
-    if stored.ndim == 3:
-        return to_unit(stored, window, limits=(0, 2 ** int(dataset.get("BitsStored") or 8) - 1))
-    grey = _windowed(stored, _with_groups(dataset, frame), window)
-    if not np.isfinite(grey).all():
-        raise Unusable(Drop.UNREADABLE, "grey values that are not finite: rescale or window is broken")
-    return 1 - grey if photometric == "MONOCHROME1" else grey
-
-
-def _with_groups(dataset: pydicom.Dataset, frame: int) -> pydicom.Dataset:
-    """Rescale, window and padding of a frame: an enhanced multi-frame file keeps them in functional groups."""
-    found = pydicom.Dataset()
-    found.file_meta = dataset.file_meta  # tells the byte order of lookup tables
-    found.update({e.tag: e for e in dataset if e.keyword in _GREY or e.keyword in FORMAT})
-    shared, each = dataset.get("SharedFunctionalGroupsSequence"), dataset.get("PerFrameFunctionalGroupsSequence")
-    for group in [*(shared or [])[:1], *(each or [])[frame : frame + 1]]:
-        for macro in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
-            for item in (group.get(macro) or [])[:1]:
-                found.update({e.tag: e for e in item if e.keyword in _GREY})
-    return found
-
-
-def _windowed(stored: NDArray[Any], rules: pydicom.Dataset, window: Window) -> NDArray[np.float32]:
-    padding = rules.get("PixelPaddingValue")
-    valid = np.ones(stored.shape, bool)
-    if isinstance(padding, int):
-        limit = rules.get("PixelPaddingRangeLimit")
-        first, last = sorted((padding, limit if isinstance(limit, int) else padding))
-        valid = (stored < first) | (stored > last)
-    values = np.asarray(apply_modality_lut(stored, rules))
-    if not valid.all() and valid.any():
-        values = np.where(valid, values, values[valid].min())
-    if window != "dicom":
-        return to_unit(values, window)
-    if rules.get("VOILUTSequence"):
-        looked_up = apply_voi(values if values.dtype.kind in "iu" else values.astype(np.int64), rules)
-        return to_unit(looked_up, window, limits=(0, 2 ** int(rules.VOILUTSequence[0].LUTDescriptor[2]) - 1))
-    centre, width = _number(rules, "WindowCenter"), _number(rules, "WindowWidth")
-    function = text(rules, "VOILUTFunction") or "LINEAR"
-    if centre is None or width is None or not width >= (1 if function == "LINEAR" else 1e-9):
-        return to_unit(values, window)
-    if function == "SIGMOID":
-        exponent = np.clip(-4 * (values.astype(np.float64) - centre) / width, -700, 700)
-        return (1 / (1 + np.exp(exponent))).astype(np.float32)
-    low, high = centre - width / 2, centre + width / 2
-    if function == "LINEAR":  # is one grey value narrower than its width, C.11.2.1.2.1; width 1 is a threshold
-        high = max(high - 1, low + 1e-6)
-    return to_unit(values, window, limits=(low, high))
-
-
-def _number(dataset: pydicom.Dataset, name: str) -> float | None:
-    value = dataset.get(name)
-    if isinstance(value, MultiValue):
-        value = value[0] if value else None
-    return float(value) if value is not None and math.isfinite(float(value)) else None
-
-
-def _codestream_size(stream: bytes) -> tuple[int, int] | None:
-    """Height and width that a JPEG, JPEG-LS or JPEG 2000 stream declares itself; a decoder would allocate that much."""
-    if stream[:4] == b"\xff\x4f\xff\x51":
-        right, bottom, left, top = struct.unpack(">4I", stream[8:24])
-        return bottom - top, right - left
-    if stream[:2] != b"\xff\xd8":
-        return None
-    place = 2
-    while place + 9 <= len(stream):
-        if stream[place] != 0xFF:
-            return None
-        marker = stream[place + 1]
-        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            height, width = struct.unpack(">2H", stream[place + 5 : place + 9])
-            return height, width
-        place += 1 if marker == 0xFF else 2 + struct.unpack(">H", stream[place + 2 : place + 4])[0]
-    return None
-
-
-def decoded_by_gdcm(syntax: str, form: Mapping[str, Any], stream: bytes) -> NDArray[Any]:
-    """One compressed frame as stored, from the elements that describe its pixels. For a process of its own."""
-    dataset = pydicom.Dataset()
-    for name, value in form.items():
-        if value is not None:
-            setattr(dataset, name, value)
-    dataset.file_meta = pydicom.dataset.FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(syntax)
-    dataset.PixelData = encapsulate([stream])
-    return pixel_array(dataset, index=0, decoding_plugin="gdcm")
+def _directions(dataset: pydicom.Dataset) -> str:
+    """As in Pose. What makes no sense says nothing."""
+    plane, named = dataset.get("ImageOrientationPatient"), dataset.get("PatientOrientation")
+    return directions_of(
+        [float(value) for value in plane] if isinstance(plane, MultiValue) else [],
+        [str(value) for value in named] if isinstance(named, MultiValue) else [],
+    )

@@ -15,7 +15,7 @@ from typing import Any
 from client import allowance, approval, audit, index
 from client.policy import Policy
 from client.redaction import redacted
-from client.site import Site, open_site
+from client.site import Site, demand_site, one_digit, open_site
 from common.errors import DataError, FederationError
 
 LINES = 100  # of errors.log, from its end
@@ -37,9 +37,14 @@ def bundle(folder: Path) -> dict[str, Any]:
     }
 
 
-def write(folder: Path, file: Path) -> None:
-    """The bundle as a new file, readable by its owner. Raises DataError where it exists or can't be written."""
-    text = json.dumps(bundle(folder), indent=1, ensure_ascii=True)
+def write(folder: Path, file: Path) -> list[str]:
+    """The bundle as a new file, readable by its owner; the names of its parts that could not be read.
+
+    Raises DataError where the file exists or can't be written, and where there is no site at all.
+    """
+    demand_site(folder)
+    parts = bundle(folder)
+    text = json.dumps(parts, indent=1, ensure_ascii=True)
     try:
         file.touch(mode=0o600, exist_ok=False)
         file.write_text(text + "\n", encoding="ascii")
@@ -47,6 +52,7 @@ def write(folder: Path, file: Path) -> None:
         raise DataError(f"{file}: exists already; name a new file") from None
     except OSError as error:
         raise DataError(f"{file}: can't be written ({error.strerror})") from error
+    return [name for name, part in parts.items() if isinstance(part, dict) and "error" in part]
 
 
 def _part(look: Any) -> Any:
@@ -82,9 +88,9 @@ def _index(folder: Path) -> dict[str, Any]:
     counts = index.counts(folder)
     rough = {"files": counts.files, "used": counts.used, "images": counts.images, "patients": counts.patients}
     return {
-        **{name: _one_digit(number) for name, number in rough.items()},
-        "dropped": {str(reason): _one_digit(number) for reason, number in counts.dropped.items()},
-        "findings": {str(finding): _one_digit(number) for finding, number in counts.findings.items()},
+        **{name: one_digit(number) for name, number in rough.items()},
+        "dropped": {str(reason): one_digit(number) for reason, number in counts.dropped.items()},
+        "findings": {str(finding): one_digit(number) for finding, number in counts.findings.items()},
     }
 
 
@@ -113,7 +119,3 @@ def _line(line: str) -> str:
     """The time as the log begins with it, and the rest redacted."""
     time, _, text = line.partition(" ")
     return f"{time} {redacted(text)}" if len(time) == 25 and time[:4].isdigit() else redacted(line)
-
-
-def _one_digit(number: int) -> int:
-    return int(float(f"{number:.0e}"))

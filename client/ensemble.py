@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from client import agreement, preprocess, sliding
+from client.pose import STORED, Pose
 from client.train import evaluation_batch, precision
 from common.errors import DataError, StudyError
 from common.model_files import Model
@@ -26,17 +27,26 @@ _SAME = 0.55  # overlap from which boxes of two models are one object: Solovyev 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Outcome:
-    """A prediction on the stored image's grid: float32 [K] (sum 1), bool [K, H, W], or Detections.
+    """A prediction on the stored image's grid: mean scores float32 [K] (sum 1), bool [K, H, W], or Detections.
 
     `disagreement` is from 0, of one mind, to 1; None where there is one model only. `doubt` is the same by pixel
-    [H, W], of a segmentation. `finders` says of each box how many models propose it.
+    [H, W], of a segmentation. `finders` says of each box how many models propose it, `votes` of each class [K] to how
+    many it is the most probable; None unless they have voted.
     """
 
     prediction: Any
     disagreement: float | None
     doubt: NDArray[np.float32] | None = None
     finders: NDArray[np.int64] | None = None
+    votes: NDArray[np.int64] | None = None
     models: int = 1
+
+    @property
+    def best(self) -> int | None:
+        """The class of a whole image with the most votes, or the highest score; None where two are equal."""
+        values = self.prediction if self.votes is None else self.votes
+        ahead = np.flatnonzero(values == values.max())
+        return int(ahead[0]) if len(ahead) == 1 else None
 
     def apart(self, box: int) -> float | None:
         """Disagreement on a box: the share of models that don't propose it."""
@@ -60,38 +70,57 @@ def check(models: Sequence[Model], *, window: bool) -> None:
 
 
 def outcomes(
-    models: Sequence[Model], pixels: Sequence[Grey], *, rule: Rule, window: bool, where: torch.device
+    models: Sequence[Model],
+    pixels: Sequence[Grey],
+    poses: Sequence[Pose] | None = None,
+    *,
+    rule: Rule,
+    window: bool,
+    where: torch.device,
 ) -> Iterator[Outcome]:
-    """The models' outcome for each stored image; `pixels` has it for the grey window of each model.
+    """The models' outcome for each stored image; `pixels` has it for the grey window of each model. `poses` say how
+    the images lie in the patient; without them they are taken as stored.
 
     Guarantees: each image becomes model input by the code that training uses, bit for bit; with `window` that holds of
     images that are not larger than the model. Raises DataError when a model gives values that aren't finite.
     """
     combine = _COMBINE[models[0].study.study.task]
+    lie = poses or [STORED] * len(pixels)
     asked = [
-        _answers(model, [one[model.study.preprocessing.window] for one in pixels], window, where) for model in models
+        _answers(model, [one[model.study.preprocessing.window] for one in pixels], lie, window, where)
+        for model in models
     ]
     for answers in zip(*asked, strict=True):
         yield combine(answers, rule)
 
 
-def model_input(pixels: Sequence[NDArray[np.float32]], model: Model) -> torch.Tensor:
+def model_input(pixels: Sequence[NDArray[np.float32]], poses: Sequence[Pose], model: Model) -> torch.Tensor:
     """Stored images as the model's input [n, C, h, w], normalised."""
-    kept = np.stack([preprocess.kept(one, model.study) for one in pixels]).astype(np.float32)
+    both = zip(pixels, poses, strict=True)
+    kept = np.stack([preprocess.kept(one, model.study, pose) for one, pose in both]).astype(np.float32)
     return torch.from_numpy(preprocess.normalise(kept, model.study.preprocessing))
 
 
-def _answers(model: Model, pixels: Sequence[NDArray[np.float32]], window: bool, where: torch.device) -> Iterator[Any]:
+def _answers(
+    model: Model,
+    pixels: Sequence[NDArray[np.float32]],
+    poses: Sequence[Pose],
+    window: bool,
+    where: torch.device,
+) -> Iterator[Any]:
     """One model's answers on the stored grids: probabilities [K], maps of them [K, H, W], or Detections."""
     grid = model.study.model.image_size
-    sizes = [(one.shape[0], one.shape[1]) for one in pixels]
-    larger = [window and (size[0] > grid[0] or size[1] > grid[1]) for size in sizes]
-    whole = _raw(model, [one for one, is_larger in zip(pixels, larger, strict=True) if not is_larger], where)
-    for one, size, is_larger in zip(pixels, sizes, larger, strict=True):
+    lie = [
+        preprocess.geometry((one.shape[0], one.shape[1]), pose, model.study)
+        for one, pose in zip(pixels, poses, strict=True)
+    ]
+    larger = [window and (one.upright[0] > grid[0] or one.upright[1] > grid[1]) for one in lie]
+    smaller = [k for k, is_larger in enumerate(larger) if not is_larger]
+    whole = _raw(model, [pixels[k] for k in smaller], [poses[k] for k in smaller], where)
+    for one, geometry, is_larger in zip(pixels, lie, larger, strict=True):
         if is_larger:
-            yield _slid(model, one, size, where)
+            yield _slid(model, one, geometry, where)
         else:
-            geometry = preprocess.Geometry(stored=size, model=grid, aspect=model.study.preprocessing.aspect)
             found = next(whole)
             match model.study.study.task:
                 case "classification":
@@ -103,20 +132,28 @@ def _answers(model: Model, pixels: Sequence[NDArray[np.float32]], window: bool, 
                     yield Detections(boxes=boxes, classes=found.classes, scores=found.scores)
 
 
-def _slid(model: Model, pixels: NDArray[np.float32], size: tuple[int, int], where: torch.device) -> Any:
-    grid = model.study.model.image_size
-    corners = sliding.windows(size, grid)
-    found = _raw(model, [sliding.cut(pixels, corner, grid) for corner in corners], where)
+def _slid(
+    model: Model, pixels: NDArray[np.float32], geometry: preprocess.Geometry, where: torch.device
+) -> NDArray[np.float32] | Detections:
+    grid, pose = geometry.model, geometry.pose
+    corners, upright = sliding.windows(geometry.upright, grid), pose.turned(pixels, axes=(0, 1))
+    cuts = [sliding.cut(upright, corner, grid) for corner in corners]
+    found = _raw(model, cuts, [STORED] * len(cuts), where)  # they are upright
     if model.study.study.task == "segmentation":
-        return sliding.blended(found, corners, size, classes=len(model.study.study.classes))
-    return sliding.merged(found, corners, grid, size)
+        maps = sliding.blended(found, corners, geometry.upright, classes=len(model.study.study.classes))
+        return pose.back(maps)
+    boxes = sliding.merged(found, corners, grid, geometry.upright)
+    stored = pose.boxes_back(boxes.boxes.astype(np.float64), geometry.stored).astype(np.float32)
+    return replace(boxes, boxes=stored)
 
 
-def _raw(model: Model, pixels: Sequence[NDArray[np.float32]], where: torch.device) -> Iterator[Any]:
+def _raw(
+    model: Model, pixels: Sequence[NDArray[np.float32]], poses: Sequence[Pose], where: torch.device
+) -> Iterator[Any]:
     """Answers on the model's grid, a few images at a time."""
     task, size = task_of(model.study), evaluation_batch(model.study)
     for start in range(0, len(pixels), size):
-        images = model_input(pixels[start : start + size], model).to(where)
+        images = model_input(pixels[start : start + size], poses[start : start + size], model).to(where)
         with precision(where), seeded(model.study.study.seed, "evaluation"):
             found = task.predict(model.network, images)
         for one in found:
@@ -126,12 +163,15 @@ def _raw(model: Model, pixels: Sequence[NDArray[np.float32]], where: torch.devic
 
 
 def _classified(answers: Sequence[NDArray[np.float32]], rule: Rule) -> Outcome:
-    """Mean probabilities, or the share of models that a class is most probable to."""
+    """Mean probabilities, and the models that have a class ahead of all others."""
     said = np.stack(answers)
-    votes = (said.argmax(axis=1)[:, None] == np.arange(said.shape[1])).mean(axis=0)
-    value = said.mean(axis=0) if rule == "mean" else votes
-    apart = float(divergence(said)) if len(said) > 1 else None
-    return Outcome(prediction=value.astype(np.float32), disagreement=apart)
+    mean = said.mean(axis=0).astype(np.float32)
+    if len(said) == 1:
+        return Outcome(prediction=mean, disagreement=None)
+    highest = said == said.max(axis=1, keepdims=True)
+    ahead = highest & (highest.sum(axis=1, keepdims=True) == 1)
+    votes = ahead.sum(axis=0) if rule == "vote" else None
+    return Outcome(prediction=mean, disagreement=float(divergence(said)), votes=votes, models=len(said))
 
 
 def _segmented(answers: Sequence[NDArray[np.float32]], rule: Rule) -> Outcome:

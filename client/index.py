@@ -56,6 +56,7 @@ def build(
     image_is_patient: bool = False,
     require_annotation: bool = True,
     drop_burned_in: bool = False,
+    keeps_automatic: bool = False,
     fusion: Fusion = "majority",
     memory: Memory | None = None,
     jobs: int | None = None,
@@ -64,8 +65,9 @@ def build(
     """Index what lies at `path` into the site folder `folder`, in place of an earlier index.
 
     `image_is_patient`: an image without patient identifier is a patient of its own, else it is dropped.
-    `drop_burned_in`: so is one whose header says that text is burned into its pixels. `fusion` makes
-    one annotation of several readers'. `memory` spares reading files that haven't changed since it was made.
+    `drop_burned_in`: so is one whose header says that text is burned into its pixels. `keeps_automatic`: DICOM objects
+    that a program made alone are annotations too. `fusion` makes one annotation of several readers'. `memory` spares
+    reading files that haven't changed since it was made.
     Guarantees: with a memory the index is the same as without one.
     Raises DataError when nothing lies there, or the index can't be written.
     """
@@ -82,6 +84,7 @@ def build(
         "image_is_patient": image_is_patient,
         "require_annotation": require_annotation,
         "drop_burned_in": drop_burned_in,
+        "keeps_automatic": keeps_automatic,
         "fusion": fusion,
     }
     memory = memory or Memory()
@@ -99,6 +102,7 @@ def build(
             image_is_patient=image_is_patient,
             require_annotation=require_annotation,
             drop_burned_in=drop_burned_in,
+            keeps_automatic=keeps_automatic,
             fusion=fusion,
             jobs=jobs,
             progress=progress,
@@ -286,6 +290,7 @@ def _row(found: Found, key: bytes) -> Row:
         official=found.official,
         annotation=found.annotation,
         columns=found.columns,
+        pose=found.pose,
     )
 
 

@@ -1,5 +1,6 @@
-"""The file that holds a site's index: its name, its tables filled, opened for reading."""
+"""The file that holds a site's index: its name, its tables filled, opened for reading; one writer at a time."""
 
+import fcntl
 import json
 import os
 import sqlite3
@@ -20,7 +21,7 @@ NAME = "index.sqlite"
 def fill(database: sqlite3.Connection, rows: Iterable[Row], others: Iterable[Dropped | Remark | Agreement]) -> None:
     """Put everything into the empty tables. Raises DataError for rows under several roots."""
     roots: set[Path] = set()
-    places = ", ".join("?" * 18)
+    places = ", ".join("?" * 20)
     for row in rows:
         roots.add(row.source.root)
         database.execute(f"INSERT INTO image VALUES ({places})", to_record(row))  # noqa: S608 - question marks only
@@ -36,6 +37,26 @@ def fill(database: sqlite3.Connection, rows: Iterable[Row], others: Iterable[Dro
         else:
             values = (other.path, other.reason, other.detail, other.array, other.item)
             database.execute("INSERT INTO dropped VALUES (?, ?, ?, ?, ?)", values)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keeps a second indexer out of a site folder, which is made: two would each make a key for the patients.
+
+    Raises DataError where one is at work already, or nothing can be written.
+    """
+    path = folder / f"{NAME}.lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise DataError(f"{folder}: the site folder can't be made ({why(error)})") from None
+    with os.fdopen(descriptor) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"{folder}: another `client index` is at work here; wait for it") from None
+        yield
 
 
 @contextmanager

@@ -117,7 +117,7 @@ class Ledger:
             self._state = self._replayed()
             if self._state.moved:
                 raise LedgerError(f"{folder}: this ledger was moved to another machine: use it there")
-            for anchor in (*anchors, *_anchor_in(anchor_file)):
+            for anchor in (*anchors, *_anchor_in(anchor_file, begun=self.anchor.sequence > 0)):
                 self.demand(anchor)
             self._keep_anchor()
         except BaseException:
@@ -149,10 +149,17 @@ class Ledger:
         needed = sum(part["orders"] * part["amount"] for part in self._parts(plan))
         return share(needed, self._state.available(pool))
 
-    def allocate(self, study: str, pool: str, plan: Plan, *, epsilon: float, delta: float) -> None:
-        """Set aside a study's whole plan, spare rounds included. epsilon and delta are the study's own, as shown."""
-        values = {"study": study, "pool": pool, "epsilon": epsilon, "delta": delta, "parts": self._parts(plan)}
-        self._append(record_from("allocate", values))
+    def allocate(self, study: str, plans: Mapping[str, Plan], *, epsilons: Mapping[str, float], delta: float) -> None:
+        """Set aside a study's whole plans, spare rounds included, by pool: all, or none where one is refused. epsilons
+        and delta are the study's own, as shown.
+        """
+        records, state = [], self._state
+        for pool, plan in plans.items():
+            values = {"study": study, "pool": pool, "epsilon": epsilons[pool], "delta": delta}
+            records.append(record_from("allocate", {**values, "parts": self._parts(plan)}))
+            state = apply(state, self._chain.anchor.sequence + len(records), records[-1])
+        for record in records:
+            self._append(record)
 
     def release(self, query: Query, event: Event, compute: Callable[[], bytes]) -> bytes:
         """The bytes that may leave for an order: those stored for the same order, or new ones that are charged.
@@ -272,9 +279,16 @@ class Ledger:
         self.close()
 
 
-def _anchor_in(path: Path | None) -> list[Anchor]:
-    """The anchor that was kept on another disk; none where it is only now being kept."""
-    if path is None or not path.exists():
+def _anchor_in(path: Path | None, *, begun: bool) -> list[Anchor]:
+    """The anchor that was kept on another disk. A ledger that has `begun` has one, else its disk is not there."""
+    if path is None:
+        return []
+    if not path.exists():
+        if begun:
+            raise ChainError(
+                f"{path}: not there; is its disk? Where no anchor was kept so far, write into it what"
+                " `client ledger show` says to write down"
+            )
         return []
     try:
         return [anchor_from(path.read_text(encoding="ascii"))]

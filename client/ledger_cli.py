@@ -13,18 +13,19 @@ from client.chain_lines import Contents, anchor_from
 from client.ledger import FOLDER, NAME, state_of
 from client.ledger_records import UNIT, LedgerError
 from client.ledger_state import State
+from client.options import JsonOption, SiteArgument, declared
 from client.site import open_site
 from common.budget import rdp_of
+from common.guarantee import LIMITS, NOT_COVERED
 
 app = typer.Typer(
     help="The site's privacy ledger: what was spent on its patients, and what is left.", no_args_is_help=True
 )
 
-SiteArgument = Annotated[Path, typer.Argument(help="The site's folder.", metavar="SITE")]
 AnchorOption = Annotated[
     str | None, typer.Option("--anchor", help="What somebody remembers of this ledger, as `show` prints it.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="One line of JSON on standard output.")]
+NewFile = Annotated[Path, typer.Argument(help="New file.", metavar="FILE")]
 
 
 @app.command()
@@ -36,7 +37,7 @@ def show(site: SiteArgument, as_json: JsonOption = False) -> None:
         print(json.dumps(values))
         return
     console = Console()
-    console.print(state.statement, soft_wrap=True, highlight=False, markup=False)
+    console.print(f"{state.statement} {LIMITS}", soft_wrap=True, highlight=False, markup=False)
     table = Table(title=f"Shares of the lifetime limit (Renyi order {state.genesis.order:g})", title_justify="left")
     for column in ("pool", "spent", "set aside for open studies", "left"):
         table.add_column(column, justify="left" if column == "pool" else "right")
@@ -53,52 +54,65 @@ def create(
     site: SiteArgument,
     epsilon: Annotated[float, typer.Option(help="Limit of all studies together, for good.")],
     nominal_patients: Annotated[
-        int, typer.Option(help="About how many patients the site has, from what may be known anyway; one digit.")
+        int,
+        typer.Option(
+            callback=declared, help="About how many patients the site has, from what may be known anyway; one digit."
+        ),
     ],
     delta: Annotated[float | None, typer.Option(help="At most 1 / (10 x patients), the default.")] = None,
     split: Annotated[
         tuple[float, float, float], typer.Option(help="Shares of patients for training, validation, test.")
     ] = (0.7, 0.1, 0.2),
+    as_json: JsonOption = False,
 ) -> None:
     """Make the ledger of the site's patients: their privacy budget, and the pools that no study can move.
 
-    Both are for good: a used-up budget can be followed only by patients who are new.
+    Both are for good. One archive has one site folder and one ledger: a second one for the same patients would promise
+    them what the first has spent, and nothing here could notice.
     """
     shares = dict(zip(cohort.POOLS, split, strict=True))
     made = cohort.found(site, epsilon=epsilon, delta=delta, nominal_patients=nominal_patients, shares=shares)
     _, state = _read(site)
-    print(f"cohort {made}: {state.statement} Back up {site / 'keys'} and this ledger, apart.")
+    text = f"cohort {made}: {state.statement} {LIMITS} Back up {site / 'keys'} and this ledger, apart."
+    _say(as_json, text, cohort=made, statement=state.statement, not_covered=list(NOT_COVERED))
 
 
 @app.command()
-def close(site: SiteArgument, study: Annotated[str, typer.Argument(help="Hash of the study.", metavar="HASH")]) -> None:
+def close(
+    site: SiteArgument,
+    study: Annotated[str, typer.Argument(help="Hash of the study.", metavar="HASH")],
+    as_json: JsonOption = False,
+) -> None:
     """End a study: what was set aside for it and never used is free again. Stop the client first."""
     found = open_site(site)
     with ledger.Ledger(site / FOLDER, patient_key=found.patient_key, cost=rdp_of, anchor_file=found.anchor) as own:
         own.close_study(study)
-    print(f"{site}: study {study} is closed")
+    _say(as_json, f"{site}: study {study} is closed", closed=study)
 
 
 @app.command()
-def verify(site: SiteArgument, anchor: AnchorOption = None) -> None:
+def verify(site: SiteArgument, anchor: AnchorOption = None, as_json: JsonOption = False) -> None:
     """Read every record; exit code 1 where one was edited, is missing, or the anchor is not among them."""
     contents, _ = _read(site)
     if anchor is not None and not contents.contains(anchor_from(anchor)):
         raise LedgerError(f"{site}: the ledger does not contain record {anchor}: it is an older copy, or another's")
     torn = "; behind them a torn line, which the client mends when it starts" if contents.tail else ""
-    print(f"ok: {len(contents.entries)} records, the last is {contents.entries[-1].anchor}{torn}")
+    records, last = len(contents.entries), str(contents.entries[-1].anchor)
+    _say(as_json, f"ok: {records} records, the last is {last}{torn}", records=records, anchor=last, torn=bool(torn))
 
 
 @app.command()
-def backup(site: SiteArgument, file: Annotated[Path, typer.Argument(help="New file.", metavar="FILE")]) -> None:
+def backup(site: SiteArgument, file: NewFile, as_json: JsonOption = False) -> None:
     """Write a copy; it goes with the key in SITE/keys, which is not in it. The client may be running."""
-    print(f"{file}: ends with {ledger_copy.backup(site / FOLDER, file, patient_key=open_site(site).patient_key)}")
+    last = str(ledger_copy.backup(site / FOLDER, file, patient_key=open_site(site).patient_key))
+    _say(as_json, f"{file}: ends with {last}", file=str(file), anchor=last)
 
 
 @app.command()
-def move(site: SiteArgument, file: Annotated[Path, typer.Argument(help="New file.", metavar="FILE")]) -> None:
+def move(site: SiteArgument, file: NewFile, as_json: JsonOption = False) -> None:
     """Close this ledger for good and write the copy to restore on another machine. Stop the client first."""
-    print(f"{file}: ends with {ledger_copy.move(site / FOLDER, file, patient_key=open_site(site).patient_key)}")
+    last = str(ledger_copy.move(site / FOLDER, file, patient_key=open_site(site).patient_key))
+    _say(as_json, f"{file}: ends with {last}", file=str(file), anchor=last)
 
 
 @app.command()
@@ -106,6 +120,7 @@ def restore(
     site: SiteArgument,
     file: Annotated[Path, typer.Argument(help="A file that `backup` or `move` wrote.", metavar="FILE")],
     anchor: AnchorOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Go on from a copy, in a site folder that holds the patient key and no ledger.
 
@@ -113,7 +128,12 @@ def restore(
     """
     newest = None if anchor is None else anchor_from(anchor)
     key = open_site(site).patient_key
-    print(f"goes on at {ledger_copy.restore(site / FOLDER, file, patient_key=key, anchor=newest)}")
+    last = str(ledger_copy.restore(site / FOLDER, file, patient_key=key, anchor=newest))
+    _say(as_json, f"goes on at {last}", anchor=last)
+
+
+def _say(as_json: bool, text: str, **values: object) -> None:
+    print(json.dumps({"schema": 1, **values}) if as_json else text)
 
 
 def _read(site: Path) -> tuple[Contents, State]:
@@ -136,6 +156,7 @@ def _plain(contents: Contents, state: State) -> dict[str, Any]:
         "schema": 1,
         "cohort": genesis.cohort,
         "statement": state.statement,
+        "not_covered": list(NOT_COVERED),
         "protected": not state.unprotected,
         "limit": {"epsilon": genesis.epsilon, "delta": genesis.delta, "order": genesis.order, "value": limit / UNIT},
         "pools": pools,

@@ -31,7 +31,7 @@ class Allocation:
 
     @property
     def left(self) -> int:
-        return self.amount - self.reserved
+        return max(0, self.amount - self.reserved)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,7 @@ class State:
     genesis: Genesis
     reserved: Mapping[str, int]  # by pool, for ever
     allocations: Mapping[tuple[str, str], Allocation] = field(default_factory=dict)  # open ones, by study and pool
+    closed: Mapping[tuple[str, str], int] = field(default_factory=dict)  # what closed studies have reserved
     pending: Mapping[int, Query] = field(default_factory=dict)  # reserves without commit, by sequence number
     stored: Mapping[str, Stored] = field(default_factory=dict)  # by hash of the query
     unprotected: tuple[str, ...] = ()  # studies
@@ -78,7 +79,7 @@ def apply(state: State | None, sequence: int, record: Record) -> State:
 
     Guarantees: pure. For each pool, the sum of reserves and of what open studies may still reserve is at most the
     limit. A reserve is within its allocation. `Close` returns what was allocated and never reserved, and nothing else
-    ever returns anything.
+    ever returns anything. A study that was closed and comes back has spent what it had: its epsilon is one for all.
     Raises: LedgerError, BudgetError where the budget does not suffice; the state is then as before.
     """
     if state is None or isinstance(record, Genesis):
@@ -108,7 +109,8 @@ def apply(state: State | None, sequence: int, record: Record) -> State:
             kept = {key: value for key, value in state.allocations.items() if key[0] != record.study}
             if len(kept) == len(state.allocations):
                 raise LedgerError(f"study {record.study} has nothing allocated that could be closed")
-            return replace(state, allocations=kept)
+            gone = {key: value.reserved for key, value in state.allocations.items() if key not in kept}
+            return replace(state, allocations=kept, closed={**state.closed, **gone})
         case Unprotected():
             if record.study in state.unprotected:
                 raise LedgerError(f"study {record.study} is recorded as unprotected already")
@@ -123,12 +125,12 @@ def _allocate(state: State, record: Allocate) -> State:
         raise LedgerError(f"study {record.study} has its budget on pool {record.pool} already")
     if record.delta > state.genesis.delta:
         raise LedgerError(f"the study's delta {record.delta:g} is larger than the ledger's {state.genesis.delta:g}")
+    allocation = Allocation(amount=record.amount, reserved=state.closed.get((record.study, record.pool), 0))
     available = state.available(record.pool)
-    if record.amount > available:
+    if allocation.left > available:
         raise BudgetError(
-            f"the study needs {share(record.amount, available):.4g} of what is left in pool {record.pool}"
+            f"the study needs {share(allocation.left, available):.4g} of what is left in pool {record.pool}"
         )
-    allocation = Allocation(amount=record.amount)
     return replace(state, allocations={**state.allocations, (record.study, record.pool): allocation})
 
 

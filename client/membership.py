@@ -6,7 +6,7 @@ from pathlib import Path
 
 from client.chain import write_privately
 from common.crypto.identity import KEY_BYTES, Identity
-from common.errors import DataError
+from common.errors import DataError, naming
 from common.roster import Member, Roster, RosterError, member, parse, usable
 
 KEY, ROSTER = Path("keys", "identity.key"), Path("roster.json")
@@ -61,8 +61,10 @@ def pin(site: Path, roster: Roster) -> None:
 
 
 def pinned(site: Path) -> Roster | None:
-    """The roster that the site has pinned; None where it has none. Raises RosterError for a file that isn't one."""
-    with contextlib.suppress(FileNotFoundError):
+    """The roster that the site has pinned; None where it has none. Raises RosterError or MessageError for a file that
+    isn't one.
+    """
+    with contextlib.suppress(FileNotFoundError), naming(site / ROSTER):
         return parse((site / ROSTER).read_bytes())
     return None
 

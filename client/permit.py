@@ -24,7 +24,7 @@ def study(site: Site, study: Study, entries: Sequence[Entry]) -> None:
         _both(site, study, entries)
         allowance.demand(site, study)
     except FederationError:
-        approval.keep(site, study)
+        approval.keep(site, study, entries)
         raise
 
 
@@ -32,8 +32,16 @@ def order(site: Site, study: Study, order: Order, entries: Sequence[Entry]) -> N
     """An order of a study that was agreed to: both may have changed their mind since. Raises as `study`."""
     _both(site, study, entries)
     moved = audit.moved(entries, study=study.sha256, round=order.round)
-    now = datetime.now(UTC).astimezone()
-    policy.check_order(site.policy, study, kind=order.kind, round=order.round, now=now, moved=moved)
+    others = audit.asked(entries, study=study.sha256, kind=order.kind) - {(order.round, order.weights_hash)}
+    policy.check_order(
+        site.policy,
+        study,
+        kind=order.kind,
+        round=order.round,
+        now=datetime.now(UTC).astimezone(),
+        moved=moved,
+        asked=len(others),
+    )
 
 
 def terms(site: Site, study: Study) -> policy.Terms:

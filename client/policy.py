@@ -24,6 +24,7 @@ Epsilon = Annotated[float, Field(gt=0)]
 _MODELS = tuple(dict.fromkeys(model for models in MODELS_OF_TASK.values() for model in models))
 _HOURS = re.compile(r"([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d")
 _KEY = re.compile(r"[0-9a-f]{64}")
+BEGUN = 4  # times that a study may be begun anew with other answers; rounds done again as they were don't count
 _HEADER = 4096  # bytes allowed for the headers of an order and its answer, when a round's bytes are estimated
 
 
@@ -78,7 +79,9 @@ class Policy(BaseModel):
     min_change: Annotated[int, Field(ge=0)] = Field(
         0, description="help to open no two sums whose sites differ by fewer than this many; 0: any"
     )
-    rounds: Count | None = Field(None, description="most rounds of a study, spare rounds included")
+    rounds: Count | None = Field(
+        None, description="most rounds of a study, spare ones included, and most models that it may send to be trained"
+    )
     hours: tuple[str, ...] = Field(
         (), description='when orders are carried out, this machine\'s clock: ["20:00-06:00"]; empty: always'
     )
@@ -94,6 +97,12 @@ class Policy(BaseModel):
     )
     answer_every: Annotated[float, Field(ge=0, le=3600)] = Field(
         0.0, description="seconds: answers leave at the next multiple of this, which hides how long the work took"
+    )
+
+    drop_burned_in: bool = Field(
+        False,
+        description="true: images whose header says that text, perhaps a name, is in the pixels are neither indexed nor"
+        " used, not even those of an index that is older than this line",
     )
 
     @field_validator("approvers")
@@ -121,7 +130,7 @@ class Policy(BaseModel):
     @model_validator(mode="after")
     def _somebody(self) -> Self:
         if self.approve == "signed" and not self.approvers:
-            raise ValueError("approve = 'signed' needs approvers: make a key with `client sign --new FILE`")
+            raise ValueError("approve = 'signed' needs approvers: make a key with `client sign --new --key FILE`")
         return self
 
 
@@ -175,13 +184,14 @@ def beyond(policy: Policy, study: Study, *, nominal_patients: int | None, terms:
     return found
 
 
-def check_order(policy: Policy, study: Study, *, kind: str, round: int, now: datetime, moved: int) -> None:
+def check_order(policy: Policy, study: Study, *, kind: str, round: int, now: datetime, moved: int, asked: int) -> None:
     """May this order of an approved study be carried out now?
 
     `kind`: all but `propose`; those that only serve to add up answers are carried out at any hour, or a round that was
     begun could not be finished. `now`: in the machine's own time zone. `moved`: bytes that this round has moved so far,
-    this order's included.
-    Raises PolicyError: a round that the study does not have, an hour that is closed, too many bytes.
+    this order's included. `asked`: of how many other models, or in how many other rounds, orders of this kind were
+    answered since the study was last approved; at most `most_asked` with this one.
+    Raises PolicyError: a round that the study does not have, an hour that is closed, too many bytes, too many models.
     """
     last = study.study.rounds + (0 if kind == "update" else 1)  # the last evaluation is numbered behind the rounds
     if not 1 <= round <= last:
@@ -197,6 +207,27 @@ def check_order(policy: Policy, study: Study, *, kind: str, round: int, now: dat
                 f"round {round} would have moved {most} bytes, and round_bytes = {policy.round_bytes} ([policy] of"
                 " site.toml): refused"
             )
+    if not asked < (most := most_asked(policy, study, kind)):
+        raise PolicyError(
+            f"study {study.study.name!r} has had answers to {asked} orders to {kind}, each with other weights, and"
+            f" may have {most}: refused; `client approve` it once more to allow as many again"
+        )
+
+
+def most_asked(policy: Policy, study: Study, kind: str) -> int:
+    """How many orders of this kind, `update` or `evaluate`, with other weights or another round each, are answered for
+    each approval of a study: more would be a server's questions about weights that it has chosen.
+
+    What the study needs, `BEGUN` times over, and of updates no more than `rounds`. An honest run needs it once, however
+    often it is stopped, killed and resumed: a round that is done again starts from the same weights. A study that is
+    begun from its beginning has other weights from round 2 on where other sites take part, or noise is added.
+    """
+    if kind == "update":
+        most = BEGUN * (study.study.rounds + study.spare_rounds)
+        return most if policy.rounds is None else min(most, policy.rounds)
+    if study.privacy is None or study.privacy.evaluation is None:
+        return BEGUN * 2  # of the last weights, and of the best
+    return BEGUN * study.privacy.evaluation.releases
 
 
 def is_open(policy: Policy, at: time) -> bool:

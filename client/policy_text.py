@@ -1,9 +1,14 @@
-"""The `[policy]` table of site.toml as text: what is set, or every key with its meaning."""
+"""The `[policy]` table of site.toml as text: what is set, every key with its meaning, or one changed."""
 
 import json
+import re
+import tomllib
 from typing import Any
 
 from client.policy import Policy
+
+_TABLE = re.compile(r"\s*\[")  # what begins a table, and ends the one before
+_POLICY = re.compile(r"\s*\[\s*policy\s*\]\s*(#.*)?")
 
 
 def to_toml(policy: Policy) -> str:
@@ -14,12 +19,73 @@ def to_toml(policy: Policy) -> str:
 
 def template() -> str:
     """The `[policy]` table of a hospital: every key with its meaning, the safe value written out or left off."""
-    policy, lines = Policy(), ["[policy]"]
+    lines = ["[policy]"]
     for name, field in Policy.model_fields.items():
-        value = _value(policy, name)
-        lines.append(f"# {field.description}")
-        lines.append(f"{'' if name == 'approve' else '# '}{name} = {value or ' (not set: no limit)'}".rstrip())
+        lines += [
+            f"# {field.description}",
+            f"approve = {_value(Policy(), name)}" if name == "approve" else _unset(name),
+        ]
     return "\n".join(lines) + "\n"
+
+
+def changed(text: str, name: str, value: Any) -> str:
+    """The text of a site.toml with this key of its `[policy]` set, or taken out where the value is None; whatever else
+    stands there stays as it is, comments too. What was written in a way that is not seen here (`policy = {…}`) stays as
+    well: whoever calls this reads the result.
+    """
+    lines = text.removesuffix("\n").split("\n")
+    begin = next((number for number, line in enumerate(lines) if _POLICY.fullmatch(line)), None)
+    if begin is None:
+        lines += ["", "[policy]"]
+        begin = len(lines) - 1
+    end = next((n for n in range(begin + 1, len(lines)) if _TABLE.match(lines[n])), len(lines))
+    first, last, comment = _place(lines, begin + 1, end, name)
+    new = [] if value is None else [f"{name} = {json.dumps(value)}{comment}"]
+    if value is None and f"# {Policy.model_fields[name].description}" in lines[begin:first]:
+        new = [_unset(name)]
+    lines[first:last] = new
+    return "\n".join(lines) + "\n"
+
+
+def written(policy: Policy, name: str) -> str:
+    """A value as a person reads and types it."""
+    return _value(policy, name) or "not set: no limit"
+
+
+def _place(lines: list[str], begin: int, end: int, name: str) -> tuple[int, int, str]:
+    """The lines that hold this key, or that the template has in its place, or where the table ends; and the comment
+    behind the value.
+    """
+    for first in range(begin, end):
+        if re.match(rf"\s*{name}\s*=", lines[first]):
+            last = next((n for n in range(first + 1, end) if _reads("\n".join(lines[first:n]))), end)
+            return first, last, _comment(lines[last - 1])
+    for first in range(begin, end):
+        if lines[first].rstrip() == _unset(name):
+            return first, first + 1, ""
+    while end > begin and not lines[end - 1].strip():
+        end -= 1
+    return end, end, ""
+
+
+def _comment(line: str) -> str:
+    """What stands behind a value, from its # on; "" for nothing, or a line that ends in the middle of a value."""
+    cuts = [cut for cut, sign in enumerate(line) if sign == "#"]
+    cut = next((cut for cut in cuts if _reads(line[:cut]) or line[:cut].strip() == "]"), None)
+    return "" if cut is None else f"  {line[cut:]}"
+
+
+def _reads(text: str) -> bool:
+    try:
+        tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        return False
+    return True
+
+
+def _unset(name: str) -> str:
+    """The template's line for a key that nobody has set."""
+    return f"# {name} = {_value(Policy(), name) or ' (not set: no limit)'}".rstrip()
 
 
 def _value(policy: Policy, name: str) -> str:

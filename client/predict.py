@@ -11,14 +11,14 @@ from pathlib import Path
 import torch
 
 from client import decoded, dicom, ensemble, sources
+from client.dicom_objects.maker import Maker
 from client.dicom_objects.origins import read_origin
-from client.dicom_objects.writing import Maker
 from client.drops import Dropped, Unusable
 from client.ensemble import Rule
 from client.index import progress_bar
 from client.results import Counts, Tables
 from client.sources import Found
-from client.study_results import Placed, StudyResults, Wanted
+from client.study_results import Placed, StudyResults, Wanted, apart
 from client.train import device
 from common.errors import DataError
 from common.model_files import Model, open_model
@@ -50,11 +50,16 @@ def predict(
     models = [open_model(folder) for folder in folders]
     ensemble.check(models, window=window)
     wanted = wanted or Wanted()
-    maker = _maker(models, now)
+    maker = _maker(models, now, rule=rule, window=window, min_score=wanted.min_score)
     try:
         data, out = _places(data, out)
         tables = Tables(
-            folder=out, study=models[0].study, several=len(models) > 1, maker=maker, min_score=wanted.min_score
+            folder=out,
+            study=models[0].study,
+            several=len(models) > 1,
+            voted=maker.rule == "vote",
+            maker=maker,
+            min_score=wanted.min_score,
         )
         with dicom.quiet(), tables:
             run = _Run(models=models, rule=rule, window=window, out=out, tables=tables, wanted=wanted)
@@ -65,9 +70,7 @@ def predict(
             "fedward": maker.version,
             "intended_use": maker.intended_use,
             "models": [model.provenance for model in models],
-            "rule": rule if len(models) > 1 else None,
-            "window": window,
-            "min_score": wanted.min_score,
+            **maker.options,
             **run.counts.plain,
         }
         (out / SUMMARY).write_text(json.dumps(values, indent=1, ensure_ascii=False), encoding="utf-8")
@@ -88,7 +91,8 @@ def _places(data: Path, out: Path) -> tuple[Path, Path]:
     return data, out
 
 
-def _maker(models: Sequence[Model], now: datetime) -> Maker:
+def _maker(models: Sequence[Model], now: datetime, *, rule: Rule, window: bool, min_score: float) -> Maker:
+    task = models[0].study.study.task
     return Maker(
         name=models[0].study.study.name,
         version=version("fedward"),
@@ -96,6 +100,9 @@ def _maker(models: Sequence[Model], now: datetime) -> Maker:
         studies=tuple(model.study.sha256 for model in models),
         intended_use=models[0].intended_use,
         made=now,
+        rule=rule if len(models) > 1 else None,
+        window=None if task == "classification" else window,
+        min_score=min_score if task == "detection" else None,
     )
 
 
@@ -118,7 +125,7 @@ class _Run:
         found = self._scanned(data, quiet=quiet)
         for model in self.models:
             model.network.to(device())
-        placed = sorted(self._placed(found), key=lambda one: (one.study, one.series))  # stable: paths stay in order
+        placed = sorted(apart(list(self._placed(found))), key=lambda one: (one.study, one.series))  # stable
         done = 0
         with progress_bar("Predicting", quiet=quiet or not found) as progress:
             for _, of_study in groupby(placed, key=lambda one: one.study):
@@ -154,15 +161,18 @@ class _Run:
         for path, of_file in groupby(found, key=lambda one: one.source.path):
             images = list(of_file)
             study, series, uid = f"file {path}", path, None
+            place, order = None, tuple[float, ...]()
             if images[0].source.kind == "dicom":
                 try:
                     origin = read_origin(images[0].source.root / path)
-                    study, series, uid = f"study {origin.study}", repr(origin.key), origin.uid
+                    study, series, uid = f"study {origin.study!r}", repr(origin.key), origin.uid
+                    if origin.places is not None and len(origin.places) == 1:
+                        place, order = origin.places[0], origin.order
                 except Unusable as error:
                     self.tables.problem("result", path, error.reason, str(error))
                     self.counts.unwritten[error.reason] += len(images)
             for one in images:
-                yield Placed(found=one, study=study, series=series, uid=uid)
+                yield Placed(found=one, study=study, series=series, uid=uid, place=place, order=order)
 
     def _parts(self, series: Sequence[Placed]) -> Iterator[list[Placed]]:
         """A series in parts of whole files, whose masks can be held at once."""
@@ -184,10 +194,16 @@ class _Run:
             for found, error in others:
                 self._lost.setdefault(found.source.path, []).append((found, error))
             grey = [pixels for _, pixels in usable]
-            asked = ensemble.outcomes(self.models, grey, rule=self.rule, window=self.window, where=device())
+            poses = [found.pose for found, _ in usable]
+            asked = ensemble.outcomes(self.models, grey, poses, rule=self.rule, window=self.window, where=device())
             for (found, pixels), outcome in zip(usable, asked, strict=True):
                 self._used.add(found.source.path)
+                self.counts.unturned += self._turns and not found.pose.directions
                 results.add(by_source[found.source], pixels, outcome)
+
+    @property
+    def _turns(self) -> bool:
+        return any(model.study.preprocessing.orientation == "patient" for model in self.models)
 
     def _count_lost(self) -> None:
         """Files without any usable image, and single images of others."""

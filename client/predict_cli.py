@@ -23,7 +23,7 @@ def command(
     out: Annotated[Path, typer.Option("--out", help="New folder for the results; outside of --input.")],
     combine: Annotated[
         Literal["mean", "vote"],
-        typer.Option("--combine", help="How several models answer: the mean of their scores, or the majority."),
+        typer.Option("--combine", help="How several models decide: by the mean of their scores, or the majority."),
     ] = "mean",
     window: Annotated[
         bool, typer.Option("--window", help="Images larger than the model: window by window, at their own resolution.")
@@ -45,7 +45,8 @@ def command(
     OUT/predictions.csv    a line for each image: scores, or what was found
     OUT/boxes.csv          a line for each box, in pixels of the stored image
     OUT/problems.csv       each file that could not be used, and why
-    OUT/segmentations/     DICOM SEG, one for each series
+    OUT/segmentations/     DICOM SEG, one for each series of slices (each echo,
+                           weight or time of it), X-ray or cine
     OUT/reports/           DICOM SR (TID 1500), one for each study
     OUT/masks/             masks as PNG, of images that are not DICOM
     OUT/overlays/, doubt/  pictures to look at; where several models disagree
@@ -62,7 +63,9 @@ def command(
     the model, so that objects have the size in pixels that it knows. Windows overlap by half; masks are blended, boxes
     merged.
 
-    With several --model the column `disagreement` says how far they are apart, from 0 (of one mind) to 1.
+    With several --model the column `disagreement` says how far they are apart, from 0 (of one mind) to 1. Columns
+    `score:CLASS` are scores, or their means, whatever --combine is; with --combine vote `votes:CLASS` counts the models
+    that find a class more probable than any other. Where no class is ahead the image is `undecided`.
     """
     from client.predict import predict  # here, as it brings in torch
     from client.study_results import Wanted
@@ -84,6 +87,8 @@ def command(
         print(json.dumps({"schema": 1, **values, "seconds": round(time.monotonic() - started, 3)}))
     elif not quiet:
         print(f"{values['files']} files: {values['used']} used, {counts.images} images")
+        if counts.unturned:
+            print(f"  used as stored, as the header does not say how they lie: {counts.unturned} images")
         for what in ("dropped", "dropped_images", "unwritten"):
             for reason, number in values[what].items():
                 print(f"  {what.replace('_', ' ')}: {number} {reason.replace('_', ' ')}")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from client.pose import STORED, Pose
 from common.parts import Preprocessing
 from common.study import Study
 
@@ -41,20 +42,28 @@ def to_unit(values: NDArray[Any], window: Window, *, limits: tuple[float, float]
 class Geometry:
     """Where a stored image of `stored` = (H, W) pixels lies on the model's grid of `model` = (h, w) pixels.
 
-    With aspect "pad" proportions are kept, and black borders of equal width (one pixel apart where odd) fill the rest.
+    It is turned upright first, by its pose. With aspect "pad" proportions are kept, those of the patient where the
+    pose knows them, and black borders of equal width (one pixel apart where odd) fill the rest.
     """
 
     stored: tuple[int, int]
     model: tuple[int, int]
     aspect: Literal["pad", "stretch"]
+    pose: Pose = STORED
+
+    @property
+    def upright(self) -> tuple[int, int]:
+        """Height and width of the stored image, turned."""
+        return self.pose.size(self.stored)
 
     @property
     def content(self) -> tuple[int, int]:
         """Height and width of the image on the model's grid, without padding; at least 1 each."""
         if self.aspect == "stretch":
             return self.model
-        scale = min(self.model[0] / self.stored[0], self.model[1] / self.stored[1])
-        height, width = (max(1, min(m, round(s * scale))) for s, m in zip(self.stored, self.model, strict=True))
+        sides = self.upright[0] * self.pose.upright_ratio, self.upright[1]
+        scale = min(self.model[0] / sides[0], self.model[1] / sides[1])
+        height, width = (max(1, min(m, round(s * scale))) for s, m in zip(sides, self.model, strict=True))
         return height, width
 
     @property
@@ -64,34 +73,36 @@ class Geometry:
 
     def image_to_model(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         """[C, H, W] to [C, h, w]: bilinear, averaging over what a smaller pixel covers; padding is 0."""
-        return self._padded(_resized(image, self.content))
+        return self._padded(_resized(np.ascontiguousarray(self.pose.turned(image)), self.content))
 
     def mask_to_model(self, mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """[H, W] to [h, w]: the stored pixel under each model pixel's centre; padding is 0, background."""
         rows, columns = (
-            ((np.arange(n) + 0.5) * s / n).astype(np.intp) for n, s in zip(self.content, self.stored, strict=True)
+            ((np.arange(n) + 0.5) * s / n).astype(np.intp) for n, s in zip(self.content, self.upright, strict=True)
         )
-        return self._padded(mask[np.ix_(rows, columns)])
+        return self._padded(self.pose.turned(mask)[np.ix_(rows, columns)])
 
     def maps_to_stored(self, maps: NDArray[np.float32]) -> NDArray[np.float32]:
         """[K, h, w] to [K, H, W]: padding cut away, then bilinear."""
         (top, left), (height, width) = self.offset, self.content
-        return _resized(maps[:, top : top + height, left : left + width], self.stored)
+        return self.pose.back(_resized(maps[:, top : top + height, left : left + width], self.upright))
 
     def boxes_to_model(self, boxes: NDArray[Any]) -> NDArray[np.float32]:
         """Corners xyxy [n, 4] in stored pixels to model pixels. n may be 0."""
         scale, shift = self._scale_and_shift()
-        return (np.asarray(boxes, np.float64).reshape(-1, 4) * scale + shift).astype(np.float32)
+        upright = self.pose.boxes(np.asarray(boxes, np.float64).reshape(-1, 4), self.stored)
+        return (upright * scale + shift).astype(np.float32)
 
     def boxes_to_stored(self, boxes: NDArray[Any]) -> NDArray[np.float32]:
         """Corners xyxy [n, 4] in model pixels to stored pixels, cut at the border: a box on padding has no area."""
         scale, shift = self._scale_and_shift()
-        stored = (np.asarray(boxes, np.float64).reshape(-1, 4) - shift) / scale
+        upright = (np.asarray(boxes, np.float64).reshape(-1, 4) - shift) / scale
+        stored = self.pose.boxes_back(upright, self.stored)
         height, width = self.stored
         return np.clip(stored, 0, (width, height, width, height)).astype(np.float32)
 
     def _scale_and_shift(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        y, x = (c / s for c, s in zip(self.content, self.stored, strict=True))
+        y, x = (c / s for c, s in zip(self.content, self.upright, strict=True))
         return np.array((x, y, x, y)), np.array((*self.offset[::-1], *self.offset[::-1]), np.float64)
 
     def _padded(self, content: NDArray[Scalar]) -> NDArray[Scalar]:
@@ -103,24 +114,30 @@ class Geometry:
         return full
 
 
-def to_model(pixels: NDArray[np.float32], study: Study) -> NDArray[np.float32]:
+def geometry(stored: tuple[int, int], pose: Pose, study: Study) -> Geometry:
+    """How an image of this size, that lies so in the patient, lies on the grid of the study's model."""
+    how = study.preprocessing
+    own = pose if how.orientation == "patient" else STORED
+    return Geometry(stored=stored, model=study.model.image_size, aspect=how.aspect, pose=own)
+
+
+def to_model(pixels: NDArray[np.float32], study: Study, pose: Pose = STORED) -> NDArray[np.float32]:
     """A stored image, [H, W] or [H, W, 3] in [0, 1], as the model's input before mean and std: [C, h, w] in [0, 1].
 
     Grey is repeated where the model wants colour; colour becomes luminance where it wants grey.
     """
     channels = study.model.channels
     height, width = pixels.shape[:2]
-    geometry = Geometry(stored=(height, width), model=study.model.image_size, aspect=study.preprocessing.aspect)
     if pixels.ndim == 3 and channels == 1:
         pixels = pixels @ LUMINANCE
     planes = pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
-    model = np.clip(geometry.image_to_model(planes), 0, 1)
+    model = np.clip(geometry((height, width), pose, study).image_to_model(planes), 0, 1)
     return model if len(model) == channels else np.repeat(model, channels, axis=0)
 
 
-def kept(pixels: NDArray[np.float32], study: Study) -> NDArray[np.float16]:
+def kept(pixels: NDArray[np.float32], study: Study, pose: Pose) -> NDArray[np.float16]:
     """`to_model` as it is kept on a disk, and given to the model whether it came from there or not."""
-    return to_model(pixels, study).astype(np.float16)
+    return to_model(pixels, study, pose).astype(np.float16)
 
 
 def normalise(array: Array, preprocessing: Preprocessing) -> Array:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from client import cohort, ledger, train
+from client import audit, cohort, ledger, train
 from client.augment import augment
 from client.dataset import Dataset
 from client.dp import metrics, selftest
@@ -22,6 +22,7 @@ from client.dp.gradients import Losses, Observed, Trained, trained
 from client.dp.patients import Nobody, Patients, Pool, blank_of
 from client.dp.step import Plan, private_update, way_of
 from client.ledger import Ledger
+from client.ledger import Plan as OrdersOf
 from client.ledger_records import LedgerError
 from client.released import Query
 from client.session import Invitation, MaskedIn
@@ -52,10 +53,15 @@ def agree(site: Site, study: Study) -> None:
     guarantee.check_nominal(study, {site.name: nominal_patients(site)})
     check_separable(study)
     with opened(site) as own:
-        for event, orders in guarantee.plans(study):
-            if (study.sha256, event.pool) not in own.state.allocations:
-                epsilon, delta = guarantee.claim(study, event.pool)
-                own.allocate(study.sha256, event.pool, [(event.to_json(), orders)], epsilon=epsilon, delta=delta)
+        plans: dict[str, OrdersOf] = {
+            event.pool: [(event.to_json(), orders)]
+            for event, orders in guarantee.plans(study)
+            if (study.sha256, event.pool) not in own.state.allocations
+        }
+        epsilons: dict[str, float] = {
+            event.pool: guarantee.claim(study, event.pool)[0] for event, _ in guarantee.plans(study)
+        }
+        own.allocate(study.sha256, plans, epsilons=epsilons, delta=guarantee.privacy_of(study).delta)
 
 
 def demand_unprotected(site: Site, study: Study) -> None:
@@ -68,7 +74,7 @@ def demand_unprotected(site: Site, study: Study) -> None:
     if not site.unprotected:
         raise StudyError(
             f"study {study.study.name!r} has no [privacy] and would end the ledger's promise: refused; to allow it for"
-            f" good, set policy.unprotected = true in {site.folder / 'site.toml'}"
+            f" good: `client policy {site.folder} --set unprotected=true`"
         )
     with opened(site) as own:
         own.unprotected(study.sha256)
@@ -204,9 +210,10 @@ def check_separable(study: Study) -> None:
     """
     with torch.random.fork_rng():
         torch.manual_seed(study.study.seed % 2**32)
-        model = build_model(study)
-    what = trained_of(model, study)
-    selftest.check(model, what, losses_of(study, what), study, way_of(model), blank=blank_of(study), seed=0)
+        model = build_model(study).to(train.device())
+    privacy, what = guarantee.privacy_of(study), trained_of(model, study)
+    most = privacy.images_per_patient * privacy.augmentations
+    selftest.check(model, what, losses_of(study, what), study, way_of(model), blank=blank_of(study), most=most, seed=0)
 
 
 def nominal_patients(site: Site) -> int:
@@ -221,10 +228,20 @@ def nominal_patients(site: Site) -> int:
 
 @contextmanager
 def opened(site: Site) -> Iterator[Ledger]:
-    """The site's ledger, to write. Raises LedgerError where there is none, ChainError where another process has it."""
+    """The site's ledger, to write; it must contain what the site's own audit log remembers of it.
+
+    Raises LedgerError where there is none, or an older copy; ChainError where another process has it.
+    """
     if not cohort.exists(site.folder):
         raise LedgerError(_NO_LEDGER.format(site.folder))
-    with Ledger(site.folder / ledger.FOLDER, patient_key=site.patient_key, cost=rdp_of, anchor_file=site.anchor) as own:
+    remembered, folder = audit.ledger_anchor(site), site.folder / ledger.FOLDER
+    with Ledger(
+        folder,
+        patient_key=site.patient_key,
+        cost=rdp_of,
+        anchors=() if remembered is None else (remembered,),
+        anchor_file=site.anchor,
+    ) as own:
         yield own
 
 

@@ -1,7 +1,6 @@
 """`python -m client pull`: fetch images from the hospital's archive, politely, and go on after a break."""
 
 import json
-import os
 import time
 from collections import Counter
 from contextlib import closing
@@ -14,20 +13,43 @@ from rich.console import Console
 from rich.table import Table
 
 from client.index import progress_bar
-from client.pull.archive import Archive
-from client.pull.dimse import DimseArchive, read_address
+from client.pull.archive import Archive, Fault
 from client.pull.folder import Folder
-from client.pull.pace import Hours, Pace, read_hours
+from client.pull.opening import (
+    INTERRUPTED,
+    MISSING,
+    NOTHING,
+    Address,
+    Authority,
+    Between,
+    Deadline,
+    Json,
+    LoginFile,
+    MaxPdu,
+    Quiet,
+    Rate,
+    Timeout,
+    Title,
+    TokenFile,
+    Ways,
+    open_archive,
+    pace_of,
+    tallied,
+)
+from client.pull.pace import Pace
 from client.pull.run import Counts, Survey, pull, survey
 from client.pull.selection import Selection, read_entries
-from client.pull.web import WebArchive
 from common.errors import DataError
 
-MISSING, NOTHING, INTERRUPTED = 3, 4, 130  # exit codes
+_WHY = {
+    Fault.BROKE_OFF: "with no connection or one that broke off",
+    Fault.LATE: "not in time",
+    Fault.FAILED: "which the archive said it can't",
+}
 
 
 def command(
-    archive: Annotated[str, typer.Argument(help="https://HOST/PATH (DICOMweb), or dicom://TITLE@HOST:PORT (DIMSE).")],
+    archive: Address,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for the images; new, or of an earlier pull.")
     ] = None,
@@ -45,26 +67,26 @@ def command(
     patients: Annotated[Path | None, typer.Option(help="File of PatientIDs, one a line.")] = None,
     accessions: Annotated[Path | None, typer.Option(help="File of accession numbers, one a line.")] = None,
     list_only: Annotated[bool, typer.Option("--list", help="Count by modality and year; fetch nothing.")] = False,
-    rate: Annotated[float, typer.Option(help="Questions and images a second, at most.")] = 5.0,
-    hours: Annotated[str, typer.Option(help="Only between these hours, such as 19-6; else wait.")] = "",
+    rate: Rate = 5.0,
+    hours: Between = "",
     most: Annotated[int, typer.Option("--max-mib", min=1, max=4096, help="Refuse larger images, in MiB.")] = 1024,
     again: Annotated[bool, typer.Option("--again", help="Ask anew for images that earlier runs refused.")] = False,
-    ca: Annotated[Path | None, typer.Option(help="DICOMweb: PEM file of the authority behind the certificate.")] = None,
-    login_file: Annotated[Path | None, typer.Option(help="DICOMweb: file with USER:PASSWORD.")] = None,
-    token_file: Annotated[Path | None, typer.Option(help="DICOMweb: file with a bearer token.")] = None,
-    title: Annotated[str, typer.Option(help="DIMSE: this machine's AE title, as the archive knows it.")] = "FEDWARD",
-    max_pdu: Annotated[int, typer.Option(min=4096, max=131072, help="DIMSE: bytes of one unit.")] = 65536,
-    timeout: Annotated[float, typer.Option(min=1, max=600, help="Seconds without a byte.")] = 30.0,
-    deadline: Annotated[float, typer.Option(min=1, max=86400, help="Seconds for one question or one image.")] = 600.0,
-    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON on standard output, no table.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar, no table.")] = False,
+    ca: Authority = None,
+    login_file: LoginFile = None,
+    token_file: TokenFile = None,
+    title: Title = "FEDWARD",
+    max_pdu: MaxPdu = 65536,
+    timeout: Timeout = 30.0,
+    deadline: Deadline = 600.0,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Fetch images from a PACS into OUT/images, for `python -m client index OUT/images --out SITE`.
 
     \b
-    python -m client pull https://pacs/dicom-web --from 2023-01-01 --to 2023-12-31 --modality DX --list
-    python -m client pull https://pacs/dicom-web --from 2023-01-01 --to 2023-12-31 --modality DX --out OUT
-    python -m client pull dicom://PACS@10.0.0.5:104 --title FEDWARD --patients list.txt --out OUT
+    client pull https://pacs/dicom-web --from 2023-01-01 --to 2023-12-31 --list
+    client pull https://pacs/dicom-web --from 2023-01-01 --to 2023-12-31 --out OUT
+    client pull dicom://PACS@10.0.0.5:104 --patients list.txt --out OUT
 
     \b
     The files lie in OUT IN CLEAR, with names and birth dates, as in the archive:
@@ -83,9 +105,10 @@ def command(
     NO_PROXY are honoured. DIMSE is not encrypted and has no password.
 
     \b
-    Exit code 0: all that was found is here. 1: it could not be done, one line
-    says why. 3: something is missing or was refused; the table says how much.
-    4: nothing matches. 130: interrupted.
+    Exit code 0: all that was asked for is here. 1: it could not be done, one
+    line says why. 3: something is missing or was refused, or the archive has no
+    study of somebody on the list; the table says how much. 4: nothing matches.
+    130: interrupted.
     """
     if patients and accessions:
         raise DataError("--patients and --accessions exclude each other; give one of them")
@@ -102,27 +125,19 @@ def command(
     )
     if out is None and not list_only:
         raise DataError("--out is missing: the folder for the images; or --list to count only")
-    pace = Pace(rate=rate, hours=read_hours(hours) if hours else None, on_wait=None if quiet else _say_closed)
-    address = read_address(archive)
-    opened: Archive
-    if address is None:
-        login, token = _secret(login_file, "FEDWARD_PACS_LOGIN"), _secret(token_file, "FEDWARD_PACS_TOKEN")
-        user, colon, password = (login or "").partition(":")
-        if login and not colon:
-            raise DataError("the login is not USER:PASSWORD")
-        opened = WebArchive(
-            archive,
+    pace = pace_of(rate, hours, quiet=quiet)
+    opened = open_archive(
+        archive,
+        Ways(
             ca=ca,
-            login=(user, password) if login else None,
-            token=token,
+            login_file=login_file,
+            token_file=token_file,
+            title=title,
+            max_pdu=max_pdu,
             timeout=timeout,
             deadline=deadline,
-        )
-    else:
-        called, host, port = address
-        opened = DimseArchive(
-            host, port, called=called, calling=title, max_pdu=max_pdu, timeout=timeout, deadline=deadline
-        )
+        ),
+    )
     started = time.monotonic()
     with closing(opened):
         if out is None or list_only:
@@ -146,7 +161,7 @@ def _pull(
     try:
         with Folder(path=out) as folder, progress_bar("Fetching", quiet=quiet) as progress:
             pull(archive, selection, folder, pace=pace, counts=counts, limit=limit, again=again, progress=progress)
-        code = (0 if counts.found else NOTHING) if counts.complete else MISSING
+        code = NOTHING if not (counts.found or counts.questions_failed) else 0 if counts.complete else MISSING
     except KeyboardInterrupt:
         pass
     except Exception:
@@ -158,38 +173,23 @@ def _pull(
         raise typer.Exit(code)
 
 
-def _secret(path: Path | None, variable: str) -> str | None:
-    """A secret from a file or the environment, one line of printable characters. Its text is in no message."""
-    try:
-        text = os.environ.get(variable, "") if path is None else path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: can't be read ({type(error).__name__})") from None
-    text = text.strip()
-    if not text.isprintable() or not (text or path is None):
-        raise DataError(f"{path or variable}: not one line of printable characters")
-    return text or None
-
-
-def _say_closed(hours: Hours) -> None:
-    Console(stderr=True).print(f"waiting for {hours[0]}:00; pulling from {hours[0]}:00 to {hours[1]}:00 only")
-
-
 def _show(counts: Counts, code: int, out: Path, as_json: bool, quiet: bool, seconds: float) -> None:
     if as_json:
         values: dict[str, Any] = {
             "schema": 1,
+            "absent": counts.absent,
             "studies": counts.studies,
             "series": counts.series,
             "found": counts.found,
             "present": counts.present,
             "fetched": counts.fetched,
-            "refused": _plain(counts.refused),
-            "failed": _plain(counts.failed),
-            "questions_failed": _plain(counts.questions_failed),
+            "refused": tallied(counts.refused),
+            "failed": tallied(counts.failed),
+            "questions_failed": tallied(counts.questions_failed),
             "unmatched": counts.unmatched,
             "bytes": counts.bytes,
             "seconds": round(seconds, 3),
-            "complete": code in (0, NOTHING),
+            "complete": code in (0, NOTHING) and counts.complete,
         }
         print(json.dumps(values))
         return
@@ -204,11 +204,13 @@ def _show(counts: Counts, code: int, out: Path, as_json: bool, quiet: bool, seco
     table.add_row("fetched", str(counts.fetched), style="bold")
     table.add_row("here already", str(counts.present))
     for name, faults in (("refused", counts.refused), ("missing", counts.failed)):
-        for fault, number in _plain(faults).items():
+        for fault, number in tallied(faults).items():
             table.add_row(f"{name}: {fault.replace('_', ' ')}", str(number))
     console.print(table)
-    if failed := counts.questions_failed.total():
-        console.print(f"{failed} questions had no answer: there may be more images than these")
+    if counts.absent:
+        console.print(f"{counts.absent} of the list: the archive has no study of them (of these dates)")
+    if counts.questions_failed:
+        console.print(f"{_unanswered(counts.questions_failed)}: there may be more images than these", soft_wrap=True)
     if counts.unmatched:
         console.print(f"{counts.unmatched} answers were not what was asked for, and not followed")
     if counts.failed or counts.questions_failed or code == INTERRUPTED:
@@ -221,16 +223,23 @@ def _show(counts: Counts, code: int, out: Path, as_json: bool, quiet: bool, seco
         )
 
 
+def _unanswered(faults: Counter[Fault]) -> str:
+    """How many questions the archive left open, and why."""
+    why = ", ".join(f"{number} {_WHY.get(fault, fault.replace('_', ' '))}" for fault, number in sorted(faults.items()))
+    return f"{faults.total()} question{'' if faults.total() == 1 else 's'} had no answer ({why})"
+
+
 def _show_survey(found: Survey, as_json: bool, quiet: bool) -> None:
     if as_json:
         values: dict[str, Any] = {
             "schema": 1,
+            "absent": found.absent,
             "studies": found.studies,
             "series": found.series,
             "images": found.images,
             "untold": found.untold,
             "by": {modality: dict(sorted(years.items())) for modality, years in sorted(found.by.items())},
-            "questions_failed": _plain(found.questions_failed),
+            "questions_failed": tallied(found.questions_failed),
             "unmatched": found.unmatched,
         }
         print(json.dumps(values))
@@ -246,11 +255,9 @@ def _show_survey(found: Survey, as_json: bool, quiet: bool) -> None:
         console.print(table)
         if found.untold:
             console.print(f"{found.untold} series more, of which the archive does not tell the number of images")
-        if failed := found.questions_failed.total():
-            console.print(f"{failed} questions had no answer: there may be more than this")
-    if found.questions_failed or not found.series:
-        raise typer.Exit(MISSING if found.questions_failed else NOTHING)
-
-
-def _plain(counted: Counter[Any]) -> dict[str, int]:
-    return {str(name): number for name, number in sorted(counted.items()) if number}
+        if found.absent:
+            console.print(f"{found.absent} of the list: the archive has no study of them (of these dates)")
+        if found.questions_failed:
+            console.print(f"{_unanswered(found.questions_failed)}: there may be more than this", soft_wrap=True)
+    if found.questions_failed or found.absent or not found.series:
+        raise typer.Exit(MISSING if found.questions_failed or found.series else NOTHING)

@@ -22,19 +22,27 @@ from common.page import counted, listed
 SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}  # of patients, unless a study or a ledger says otherwise
 RARE = 0.1  # share of patients below which a class is called rare
 FEW = 20  # patients of a class below which its figures say little
+USED = 0.9  # share of the files below which a person should see what became of the others
+DISAGREE = 0.5  # Dice or IoU of readers below which they don't mean the same
+KAPPA = 0.4  # agreement up to here is no more than fair: Landis and Koch 1977
 UNKNOWN = "not stated"
 _TO_MEND = frozenset(
     {Drop.UNREADABLE, Drop.UNSUPPORTED, Drop.NO_PATIENT_ID, Drop.NO_ANNOTATION, Drop.BAD_ANNOTATION, Drop.CHANGED}
+    | {Drop.EMPTY_FILE, Drop.TOO_LARGE}
 )
+_MARKED = {"label": "", "mask": " (outline)", "box": " (box)"}  # added to a class's name where a site has several
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Images that have something in common, and how many patients they are of."""
+    """Images that have something in common, and how many patients they are of. `kind`: a class is of labels, masks or
+    boxes.
+    """
 
     name: str
     images: int
     patients: int
+    kind: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +69,8 @@ class Quality:
     classes: tuple[Group, ...]
     pools: tuple[Group, ...]
     burned_in: tuple[Group, ...]  # "yes", "no", UNKNOWN
+    directions: tuple[Group, ...]  # as in Pose, UNKNOWN
+    drops_burned_in: bool  # the site's policy, which the index may be older than
     images_per_patient: tuple[int, float, int]  # fewest, median, most
     dropped: tuple[Dropped, ...]
     remarks: tuple[Remark, ...]
@@ -86,10 +96,11 @@ class Seen:
 def gather(site: Site) -> Quality:
     """Read the index. Raises DataError where there is none that can be read."""
     cards: dict[str, Card] = {}
-    named: dict[str, dict[str, list[str]]] = {"modality": {}, "scanner": {}, "class": {}, "pool": {}, "burned": {}}
+    said = ("modality", "scanner", "class", "pool", "burned", "directions")
+    named: dict[str, dict[str, list[str]]] = {kind: {} for kind in said}
     fixed = cohort.shares_of(site.folder, patient_key=site.patient_key)
     official: dict[str, set[str]] = {}
-    rows: list[tuple[Row, tuple[str, ...]]] = []
+    rows: list[tuple[Row, dict[str, tuple[str, ...]]]] = []
     for row in index.each(site.folder):
         if row.official is not None:
             official.setdefault(row.patient, set()).add(row.official)
@@ -97,7 +108,12 @@ def gather(site: Site) -> Quality:
         rows.append((replace(row, annotation=Annotation()), present(row)))
     shares = fixed or _left_open(SHARES, {name for names in official.values() for name in names})
     patients: dict[str, str] = {}
-    for row, classes in rows:
+    several = len({kind for _, marked in rows for kind in marked}) > 1
+    kinds: dict[str, str] = {}
+    for row, marked in rows:
+        of = {name + (_MARKED[kind] if several else ""): kind for kind, names in marked.items() for name in names}
+        kinds |= of
+        classes = tuple(of)
         pool = _pool(site, row.patient, official.get(row.patient, set()), shares)
         patients[row.image] = row.patient
         scanner = row.scanner or UNKNOWN
@@ -113,7 +129,7 @@ def gather(site: Site) -> Quality:
         burned = UNKNOWN if row.burned_in is None else ("yes" if row.burned_in else "no")
         for kind, names in (
             *(("modality", (row.modality or UNKNOWN,)), ("scanner", (scanner,)), ("class", classes)),
-            *(("pool", (pool,)), ("burned", (burned,))),
+            *(("pool", (pool,)), ("burned", (burned,)), ("directions", (row.pose.directions or UNKNOWN,))),
         ):
             for name in names:
                 named[kind].setdefault(name, []).append(row.image)
@@ -124,9 +140,11 @@ def gather(site: Site) -> Quality:
         cards=cards,
         modalities=found["modality"],
         scanners=found["scanner"],
-        classes=found["class"],
+        classes=tuple(replace(group, kind=kinds[group.name]) for group in found["class"]),
         pools=found["pool"],
         burned_in=found["burned"],
+        directions=found["directions"],
+        drops_burned_in=site.policy.drop_burned_in,
         images_per_patient=(each[0], float(np.median(each)), each[-1]),
         dropped=tuple(index.dropped(site.folder)),
         remarks=tuple(index.remarks(site.folder)),
@@ -158,6 +176,8 @@ def share_of(counts: Counts) -> float | None:
 def attention(quality: Quality, seen: Seen | None) -> list[str]:
     """What a person should look at, in sentences, the gravest first. `seen`: None where nobody looked at the images."""
     counts, points = quality.counts, []
+    if quality.share is not None and quality.share < USED:
+        points.append(f"Only {quality.share:.1%} of the files are used: see what became of the others, and why.")
     for reason in sorted(_TO_MEND & counts.dropped.keys(), key=lambda reason: -counts.dropped[reason]):
         points.append(
             f"{counted(counts.dropped[reason], 'file')} not used for this reason: {reason.replace('_', ' ')}."
@@ -181,14 +201,18 @@ def attention(quality: Quality, seen: Seen | None) -> list[str]:
         points.append(f"{counted(same, 'file')} the same in two patients: which of the two is right?")
     flagged = next((group.images for group in quality.burned_in if group.name == "yes"), 0)
     if flagged:
+        what = f"{counted(flagged, 'image')} flagged by the scanner for text burned into the pixels"
         points.append(
-            f"{counted(flagged, 'image')} flagged by the scanner for text burned into the pixels: names may stand in"
-            " them. client index --burned-in drop leaves them out."
+            f"{what}: this site's policy drops those, so that none is used; client index counts them."
+            if quality.drops_burned_in
+            else f"{what}: names may stand in them. drop_burned_in in the [policy] of site.toml leaves them out."
         )
-    points += _unbalanced(quality.classes, counts.patients)
+    for kind in _MARKED:
+        points += _unbalanced([group for group in quality.classes if group.kind == kind], counts.patients)
+    points += _apart(quality.agreement)
     for finding, number in counts.findings.items():
         if finding != Finding.SAME_IN_TWO_PATIENTS:
-            points.append(f"{number} × {finding.replace('_', ' ')}: each is named in the report.")
+            points.append(f"{number} × {finding.replace('_', ' ')}: each is named on the page, file by file.")
     return points
 
 
@@ -201,20 +225,22 @@ def line(quality: Quality) -> tuple[bool, str]:
     return not points, f"{text}; {counted(len(points), 'point')} to look at: client quality" if points else text
 
 
-def present(row: Row) -> tuple[str, ...]:
-    """The classes that an image's annotation names; "nothing marked" where it was looked at and nothing found."""
+def present(row: Row) -> dict[str, tuple[str, ...]]:
+    """The classes that an image's label, mask and boxes name, each kind apart; "nothing marked" where it was looked at
+    and nothing found.
+    """
     known = row.annotation
+    found: dict[str, tuple[str, ...]] = {}
     if known.label is not None:
-        return (known.label,)
-    names: list[str] = []
+        found["label"] = (known.label,)
     if known.mask is not None:
         values = [int(value) for value in np.unique(known.mask) if value]
         naming = known.mask_names
-        names += [naming[v - 1] if naming and v <= len(naming) else f"mask value {v}" for v in values]
-    names += [box.name for box in known.boxes or ()]
-    if not names and (known.mask is not None or known.boxes is not None):
-        return ("nothing marked",)
-    return tuple(dict.fromkeys(names))
+        names = [naming[v - 1] if naming and v <= len(naming) else f"mask value {v}" for v in values]
+        found["mask"] = tuple(dict.fromkeys(names)) or ("nothing marked",)
+    if known.boxes is not None:
+        found["box"] = tuple(dict.fromkeys(box.name for box in known.boxes)) or ("nothing marked",)
+    return found
 
 
 def brightness(seen: Seen, images: Sequence[str]) -> NDArray[np.float32]:
@@ -229,6 +255,21 @@ def _unbalanced(classes: Sequence[Group], patients: int) -> list[str]:
         return []
     names = listed(f"{group.name} ({counted(group.patients, 'patient')})" for group in rare)
     return [f"Few patients of {names}: weigh the classes (class_balance in the study), and don't trust single figures."]
+
+
+def _apart(agreement: Mapping[str, Any]) -> list[str]:
+    low = [
+        f"{name} ({what} {found['mean']:.2f}, {counted(found['images'], 'image')})"
+        for what, key in (("Dice", "dice"), ("IoU of boxes", "iou"))
+        for name, found in agreement[key].items()
+        if found["mean"] < DISAGREE
+    ]
+    low += [
+        f"labels of {listed(name or 'unnamed' for name in pair['readers'])} (kappa {pair['kappa']:.2f})"
+        for pair in agreement["cohen_kappa"]
+        if pair["kappa"] is not None and pair["kappa"] <= KAPPA
+    ]
+    return [f"Readers agree little on {listed(low)}: do they mean the same?"] if low else []
 
 
 def _groups(named: Mapping[str, Sequence[str]], patients: Mapping[str, str]) -> tuple[Group, ...]:

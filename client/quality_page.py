@@ -2,7 +2,7 @@
 
 from client import quality_sections as sections
 from client.annotations import Finding
-from client.drops import Drop
+from client.drops import Drop, Dropped
 from client.quality import Quality, Seen, attention
 from client.site import Site
 from common import page
@@ -28,7 +28,11 @@ _FOUND: dict[Finding, str] = {
     Finding.BOX_WITHOUT_AREA: "A box has no area inside the image and was left out.",
     Finding.LABEL_WITHOUT_IMAGE: "A label, mask or entry fits no image that was found.",
     Finding.ANNOTATION_NOT_USABLE: "A DICOM object can't be read, or not be laid onto an image.",
+    Finding.OWN_RESULT: "A result of Fedward's own lies beside the images; it was left out.",
+    Finding.MADE_BY_A_PROGRAM: "A program drew it alone; left out, unless `client index --automatic keep` asks for it.",
     Finding.OVERLAPPING_CLASSES: "Two segments cover the same pixels; the later one counts.",
+    Finding.NOT_COMPARABLE: "Beside mask pictures, whose classes are numbers, masks with names were left out.",
+    Finding.OUTVOTED: "A reader drew a class that the others' votes left nothing of: kept without it.",
     Finding.SAME_IN_TWO_PATIENTS: "The same image under two patients; both are used.",
 }
 
@@ -52,7 +56,8 @@ def render(site: Site, quality: Quality, seen: Seen | None) -> str:
         shown,
         footer=(
             "Written by Fedward for this site alone. Images and patients are named by keyed hashes, which mean nothing"
-            " without the site's own key."
+            " without the site's own key. For checking data, not for diagnosis: pictures are small, in the window that"
+            " their files ask for. Research software, not a medical device."
         ),
     )
 
@@ -94,7 +99,7 @@ def _answer(quality: Quality, seen: Seen | None) -> Section:
     lead = f"{page.counted(counts.files, 'file')} found; {page.number(aside)} of them hold annotations and no image. "
     return Section(
         title="Is all my data used?",
-        lead=lead + ("Every other image file is used." if not lost else "The rest is used, or listed with a reason."),
+        lead=lead + ("Every other file is used." if not lost else "The rest is used, or listed with a reason."),
         blocks=tuple(blocks),
     )
 
@@ -119,12 +124,16 @@ def _attention(quality: Quality, seen: Seen | None) -> Section:
     )
 
 
+def _part(one: Dropped) -> str:
+    """Which image of a file with several: frames are counted from 1, as `client predict` does; arrays as they are."""
+    if one.item is None:
+        return ""
+    return f" ({one.array}[{one.item}])" if one.array else f" ({one.item + 1})"
+
+
 def _files(quality: Quality) -> Section:
     lost = [one for one in quality.dropped if one.reason != Drop.ANNOTATION_FILE]
-    rows = tuple(
-        (one.path + (f" ({one.item})" if one.item is not None else ""), one.reason.replace("_", " "), one.detail)
-        for one in lost[: sections.LISTED]
-    )
+    rows = tuple((one.path + _part(one), one.reason.replace("_", " "), one.detail) for one in lost[: sections.LISTED])
     blocks: list[Block] = []
     if rows:
         table = Table(caption="By path", columns=("File", "Reason", "What was wrong"), rows=rows, align="lll")

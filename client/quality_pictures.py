@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client import sources
+from client.dicom_objects.views import View, view_of
 from client.drops import Unusable
 from client.looks import BINS, luminance, smaller
 from client.quality import Card, Group, Seen
@@ -103,6 +104,12 @@ def marked(card: Card, annotation: Annotation) -> str | None:
     return page.png(picture)
 
 
+def edges(card: Card) -> str:
+    """Which way the picture lies in the patient, in words; "" where its header does not say."""
+    view = _view(card)
+    return f"left edge {view.left}, top {view.top}" if view.left and view.top else ""
+
+
 def _rgb(name: str) -> tuple[float, ...]:
     """The lighter of a colour's two values, which is seen on dark pictures."""
     text = page.COLOURS[name][1]
@@ -114,8 +121,14 @@ def _picture(card: Card) -> NDArray[np.float32] | None:
         grey = luminance(sources.pixels(card.source, window="dicom"))
     except Unusable:
         return None
-    scale = min(1.0, _PIXELS / max(grey.shape))
-    return smaller(grey, (max(1, round(grey.shape[0] * scale)), max(1, round(grey.shape[1] * scale))))
+    rows, columns = grey.shape[0] * _view(card).aspect, grey.shape[1]
+    scale = min(1.0, _PIXELS / max(rows, columns))
+    return smaller(grey, (max(1, round(rows * scale)), max(1, round(columns * scale))))
+
+
+def _view(card: Card) -> View:
+    source = card.source
+    return view_of(source.root / source.path, source.item) if source.kind == "dicom" else View()
 
 
 def _quantiles(shares: NDArray[np.float32], wanted: Sequence[float]) -> list[float]:

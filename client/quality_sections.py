@@ -28,7 +28,7 @@ def classes(quality: Quality) -> Section:
         for group in groups
     )
     table = Table(
-        caption="By class; an image with several counts for each",
+        caption="By class, those of labels, outlines and boxes apart; an image with several counts for each",
         columns=("Class", "Images", "Patients", "Of all patients"),
         rows=rows,
     )
@@ -100,15 +100,23 @@ def split(quality: Quality) -> Section:
     return Section(
         title="Training, validation and test",
         lead="A patient is in one part only and stays there. The parts follow from a keyed hash of the patient, or from"
-        " a public set's official split. 70, 10 and 20 % are assumed unless this site's ledger has fixed other shares.",
+        " a public set's official split. 70, 10 and 20 % are assumed unless this site's ledger has fixed other shares."
+        " A person who was in another hospital too can be in another part there: the keys differ, and nobody can tell.",
         blocks=(
             Table(
                 caption="Patients, images, and images by class",
                 columns=("Part", "Patients", "Images", *(page.short(name) for name in names)),
                 rows=tuple(rows),
+                totals=(_together(rows),) if rows else (),
             ),
         ),
     )
+
+
+def _together(rows: Sequence[tuple[page.Cell, ...]]) -> tuple[page.Cell, ...]:
+    """The last line of a table whose lines exclude each other."""
+    numbers = [sum(int(cell) for cell in column if isinstance(cell, int)) for column in zip(*rows, strict=True)]
+    return ("all", *numbers[1:])
 
 
 def machines(quality: Quality, seen: Seen | None) -> Section:
@@ -147,11 +155,24 @@ def machines(quality: Quality, seen: Seen | None) -> Section:
             rows=burned,
         )
     )
+    blocks.append(
+        Table(
+            caption="Where in the patient columns and rows count up to, as the header says. Studies may have images"
+            " turned by it; those that say nothing are used as stored.",
+            columns=("Columns, rows", "Images", "Patients"),
+            rows=tuple((", ".join(_ways(group.name)), group.images, group.patients) for group in quality.directions),
+        )
+    )
     return Section(
         title="Scanners, sizes, brightness",
         lead="A model trained on one kind of scanner can do badly on another. Are they all there? Do they look alike?",
         blocks=tuple(blocks),
     )
+
+
+def _ways(name: str) -> tuple[str, ...]:
+    ways = {"L": "left", "R": "right", "A": "front", "P": "back", "H": "head", "F": "feet"}
+    return (name,) if name == UNKNOWN else tuple(ways[letter] for letter in name)
 
 
 def _burned(name: str) -> str:
@@ -222,11 +243,13 @@ def examples(site: Site, quality: Quality, seen: Seen | None) -> list[Section]:
         graphic = pictures.marked(card, annotations[image])
         if graphic is not None:
             said = page.listed(card.classes) if card.classes else UNKNOWN
-            caption = f"{image[:8]}: {said}; {card.scanner}; {card.size[1]} × {card.size[0]}"
+            size = f"{card.size[1]} × {card.size[0]} pixels"
+            caption = "; ".join(filter(None, (f"{image[:8]}: {said}", card.scanner, size, pictures.edges(card))))
             figures.append(Figure(graphic=graphic, alt=f"Image of class {said}", caption=caption, size="tile"))
     lead = (
-        "The first images of each class by keyed hash, so nobody chose them, with the outlines (orange) and boxes"
-        " (green) that they are annotated with. Do these lie where they should?"
+        "The first images of each class by keyed hash, so nobody chose them, made smaller, with the outlines (orange)"
+        " and boxes (green) that they are annotated with. Do these lie where they should? Do the edges (patient's right"
+        " R, left L, head H, feet F, front A, back P, as the header says) fit what is seen?"
     )
     return [Section(title="Examples", lead=lead, blocks=tuple(figures))] if figures else []
 

@@ -45,17 +45,19 @@ def fused(
 
     A label is the one that most readers give. A class's outline is what more than half of those readers cover who look
     for the class at all, or what STAPLE finds more probable than not; where fused classes meet, the better supported
-    one wins, the later of equals. A box is the mean of matching boxes of more than half of the readers, with either
-    method. Masks with names and masks without can't be compared: those of the first reader's kind count.
+    one wins, the later of equals. A box is the mean of matching boxes of more than half of those readers who look for
+    its class, with either method. Masks with names and masks without can't be compared: those of the first reader's
+    kind count.
     Guarantees: one reader's annotation is returned as it is. A function of this image's readings alone.
-    Raises Unusable for a tie between labels or more than READERS_LIMIT readers.
+    Raises Unusable for a tie between labels, more than READERS_LIMIT readers, or boxes of which none is left although
+    half of the readers or more drew some: that is no image without objects.
     """
     if len(readings) > READERS_LIMIT:
         raise Unusable(Drop.TOO_LARGE, f"{len(readings)} readers; limit {READERS_LIMIT}")
     labels = {one.reader: one.annotation.label for one in readings if one.annotation.label is not None}
-    masks = [one.annotation for one in readings if one.annotation.mask is not None]
-    masks = [one for one in masks if (one.mask_names is None) == (masks[0].mask_names is None)]
-    boxes = [one.annotation.boxes for one in readings if one.annotation.boxes is not None]
+    apart = not_comparable(readings)
+    masks = [one.annotation for one in readings if one.annotation.mask is not None and one not in apart]
+    boxes = [one.annotation for one in readings if one.annotation.boxes is not None]
     mask, names, agreed = _fused_masks(masks, how)
     kept, met = _fused_boxes(boxes)
     annotation = Annotation(label=_fused_label(labels), mask=mask, mask_names=names, boxes=kept)
@@ -63,6 +65,23 @@ def fused(
     if not (several or agreed or met):
         return annotation, None
     return annotation, Agreement(path=path, item=item, labels=several, dice=agreed, iou=met)
+
+
+def not_comparable(readings: Sequence[Reading]) -> list[Reading]:
+    """Those whose masks don't count: with names where the first reader's has none, or the other way round."""
+    masks = [one for one in readings if one.annotation.mask is not None]
+    is_named = [one.annotation.mask_names is not None for one in masks]
+    return [one for one, named in zip(masks, is_named, strict=True) if named != is_named[0]]
+
+
+def outvoted(readings: Sequence[Reading], known: Annotation) -> bool:
+    """Whether one of several readers drew a class that the one annotation of all has nothing of."""
+    if len(readings) < 2:
+        return False
+    apart = not_comparable(readings)
+    boxes = {box.name for one in readings for box in one.annotation.boxes or ()}
+    covering = {name for one in readings if one not in apart for name in _covering(one.annotation)}
+    return bool(boxes - {box.name for box in known.boxes or ()} or covering - _covering(known))
 
 
 def staple(decisions: NDArray[np.bool_]) -> Estimate:
@@ -136,6 +155,12 @@ def _names(one: Annotation) -> tuple[str, ...]:
     return tuple(str(value) for value in np.unique(one.mask[one.mask > 0]))
 
 
+def _covering(one: Annotation) -> set[str]:
+    """The classes that a mask covers at least one pixel with."""
+    values = [] if one.mask is None else np.unique(one.mask[one.mask > 0]).tolist()
+    return {str(v) if one.mask_names is None else one.mask_names[v - 1] for v in values}
+
+
 def _covered(one: Annotation, name: str) -> NDArray[np.bool_]:
     values = (
         [k for k, own in enumerate(one.mask_names, 1) if own == name] if one.mask_names is not None else [int(name)]
@@ -143,14 +168,15 @@ def _covered(one: Annotation, name: str) -> NDArray[np.bool_]:
     return np.isin(one.mask if one.mask is not None else np.zeros(0), values)
 
 
-def _fused_boxes(boxes: Sequence[tuple[Box, ...]]) -> tuple[tuple[Box, ...] | None, dict[str, float]]:
+def _fused_boxes(readers: Sequence[Annotation]) -> tuple[tuple[Box, ...] | None, dict[str, float]]:
     """The boxes, and mean IoU of pairs of readers by class; an object that one of a pair has not seen counts 0."""
-    if len(boxes) < 2:
-        return (boxes[0] if boxes else None), {}
+    if len(readers) < 2:
+        return (readers[0].boxes if readers else None), {}
     kept: list[Box] = []
     iou: dict[str, float] = {}
-    for name in dict.fromkeys(box.name for own in boxes for box in own):
-        drawn = [[box for box in own if box.name == name] for own in boxes]
+    is_disputed = False
+    for name in dict.fromkeys(box.name for own in readers for box in own.boxes or ()):
+        drawn = [[box for box in own.boxes or () if box.name == name] for own in readers if _looks_for(own, name)]
         objects: list[list[Box]] = []
         for own in drawn:
             pairs = {j: i for i, j, _ in matched([_mean(group) for group in objects], own)}
@@ -159,11 +185,22 @@ def _fused_boxes(boxes: Sequence[tuple[Box, ...]]) -> tuple[tuple[Box, ...] | No
                     objects[pairs[j]].append(box)
                 else:
                     objects.append([box])
-        kept += [_mean(group) for group in objects if 2 * len(group) > len(boxes)]
+        kept += [_mean(group) for group in objects if 2 * len(group) > len(drawn)]
+        is_disputed = is_disputed or 2 * sum(map(bool, drawn)) >= len(drawn)
         found = over_pairs(drawn, overlap)
         if found is not None:
             iou[name] = found
+    if is_disputed and not kept:
+        raise Unusable(Drop.BAD_ANNOTATION, f"its {len(readers)} readers drew boxes, and no majority of them the same")
     return tuple(kept), iou
+
+
+def _looks_for(one: Annotation, name: str) -> bool:
+    """Whether a reader's boxes, or their absence, say something of a class. Who drew none and names no class may look
+    for any.
+    """
+    drawn = {box.name for box in one.boxes or ()}
+    return name in drawn or (name in one.box_names if one.box_names is not None else not drawn)
 
 
 def _mean(group: Sequence[Box]) -> Box:

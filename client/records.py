@@ -12,16 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.annotations import Split
+from client.pose import STORED, Pose
 from client.sources import Source
 from common.annotation import Annotation, Box
 
-SCHEMA = 2
+SCHEMA = 3
 TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE image (image TEXT PRIMARY KEY, patient TEXT NOT NULL, study TEXT,
     path TEXT NOT NULL, kind TEXT NOT NULL, array TEXT NOT NULL, item INTEGER NOT NULL,
     height INTEGER NOT NULL, width INTEGER NOT NULL, modality TEXT, scanner TEXT, burned_in INTEGER, official TEXT,
-    label TEXT, mask BLOB, mask_names TEXT, boxes TEXT, columns TEXT NOT NULL);
+    label TEXT, mask BLOB, mask_names TEXT, boxes TEXT, columns TEXT NOT NULL,
+    directions TEXT NOT NULL, ratio REAL NOT NULL);
 CREATE TABLE dropped (path TEXT NOT NULL, reason TEXT NOT NULL, detail TEXT NOT NULL,
     array TEXT NOT NULL, item INTEGER);
 CREATE TABLE remark (finding TEXT NOT NULL, place TEXT NOT NULL);
@@ -45,6 +47,7 @@ class Row:
     official: Split | None
     annotation: Annotation
     columns: Mapping[str, str]
+    pose: Pose = STORED
 
 
 def to_record(row: Row) -> tuple[Any, ...]:
@@ -60,6 +63,7 @@ def to_record(row: Row) -> tuple[Any, ...]:
         None if known.mask is None else zlib.compress(np.ascontiguousarray(known.mask).tobytes(), 1),
         None if known.mask_names is None else json.dumps(known.mask_names),
         *(boxes, json.dumps(dict(row.columns))),
+        *(row.pose.directions, row.pose.ratio),
     )
 
 
@@ -84,6 +88,7 @@ def from_record(root: Path, record: sqlite3.Row) -> Row:
         burned_in=burned_in,
         annotation=annotation,
         columns=json.loads(record["columns"]),
+        pose=Pose(directions=record["directions"], ratio=record["ratio"]),
     )
 
 

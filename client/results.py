@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from client.dicom_objects.writing import Maker
+from client.dicom_objects.maker import Maker
 from client.drops import Drop, Unusable
 from client.ensemble import Outcome
 from client.sources import Found
@@ -16,6 +16,7 @@ from common.study import Study
 from common.tasks.batch import Detections
 
 IMAGES, BOXES, PROBLEMS = "predictions.csv", "boxes.csv", "problems.csv"
+UNDECIDED = "undecided"
 _PLACE = ("file", "array", "frame", "sop_instance_uid")
 _CORNERS = ("x1", "y1", "x2", "y2")
 
@@ -27,6 +28,7 @@ class Counts:
     used: int = 0  # files
     dropped: Counter[Drop] = field(default_factory=Counter)  # files without any image that could be used
     images: int = 0
+    unturned: int = 0  # of them, taken as stored though they are to be turned: their headers don't say how they lie
     dropped_images: Counter[Drop] = field(default_factory=Counter)  # single images of files of several
     written: Counter[str] = field(default_factory=Counter)  # files by kind
     unwritten: Counter[Drop] = field(default_factory=Counter)  # images whose DICOM result could not be made
@@ -39,6 +41,7 @@ class Counts:
             "used": self.used,
             "dropped": {str(reason): n for reason, n in self.dropped.items()},
             "images": self.images,
+            "unturned": self.unturned,
             "dropped_images": {str(reason): n for reason, n in self.dropped_images.items()},
             "written": dict(self.written),
             "unwritten": {str(reason): n for reason, n in self.unwritten.items()},
@@ -61,6 +64,7 @@ class Tables:
     folder: Path
     study: Study
     several: bool  # models
+    voted: bool  # so they have decided
     maker: Maker
     min_score: float
     _open: dict[str, tuple[TextIO, Any]] = field(default_factory=dict)
@@ -73,7 +77,8 @@ class Tables:
         files: tuple[str, ...]
         match task:
             case "classification":
-                own, files = ("predicted", *(f"score:{name}" for name in classes)), ("report", "overlay")
+                votes = tuple(f"votes:{name}" for name in classes) if self.voted else ()
+                own, files = ("predicted", *(f"score:{name}" for name in classes), *votes), ("report", "overlay")
             case "segmentation":
                 own, files = tuple(f"pixels:{name}" for name in classes), ("segmentation", "masks", "doubt", "overlay")
             case "detection":
@@ -107,8 +112,10 @@ class Tables:
         if prediction.ndim == 3:
             values |= {f"pixels:{name}": int(mask.sum()) for name, mask in zip(classes, prediction, strict=True)}
         else:
-            values["predicted"] = classes[int(prediction.argmax())]
+            values["predicted"] = UNDECIDED if outcome.best is None else classes[outcome.best]
             values |= {f"score:{name}": round(float(p), 6) for name, p in zip(classes, prediction, strict=True)}
+            if outcome.votes is not None:
+                values |= {f"votes:{name}": int(n) for name, n in zip(classes, outcome.votes, strict=True)}
         return Line(values=values, boxes=(), files=files)
 
     def add(self, line: Line) -> None:

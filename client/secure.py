@@ -15,12 +15,13 @@ from client.session import Invitation, Opening, Sessions
 from client.site import Site
 from common import secure
 from common.errors import MessageError
+from common.layout import Answering
 from common.study import Study
 from common.wire import Order, Vector, Words
 
 Compute = Callable[[Invitation], Vector]  # the vector for an order whose session this site has joined
 Opened = Callable[[Order], None]  # is called before the sum that holds the answer to this order is opened
-RUNS = 64  # whose sessions are kept: enough for the sites of one machine
+RUNS = 4  # of one site whose sessions are kept: of studies that run at once, and of a run that was begun anew
 
 
 @dataclass(kw_only=True)
@@ -31,7 +32,7 @@ class _Run:
     opened: Opened = lambda _order: None
 
 
-_runs: dict[tuple[Path, str, str], _Run] = {}
+_runs: dict[Path, dict[tuple[str, str], _Run]] = {}  # by site folder, then by run and study
 
 
 def respond(site: Site, study: Study, order: Order, compute: Compute, opened: Opened) -> tuple[bytes, Words | None]:
@@ -51,8 +52,8 @@ def respond(site: Site, study: Study, order: Order, compute: Compute, opened: Op
             return run.sessions.open(order.session), None
         case "reveal":
             return run.sessions.reveal(order.session), None
-        case "update" | "evaluate":
-            return _masked(run, study, order, compute)
+        case "update" | "evaluate" as kind:
+            return _masked(run, study, order, kind, compute)
         case "propose":
             raise MessageError("a proposal is no part of a session")
 
@@ -72,44 +73,45 @@ def _joined(run: _Run, order: Order) -> Invitation:
     return invitation
 
 
-def _masked(run: _Run, study: Study, order: Order, compute: Compute) -> tuple[bytes, Words]:
+def _masked(run: _Run, study: Study, order: Order, kind: Answering, compute: Compute) -> tuple[bytes, Words]:
     invitation = _joined(run, order)
     if invitation.answer is not None and invitation.words is not None:
         return invitation.answer, invitation.words
     run.orders = {invitation.order: order}
-    if order.kind != "update" and order.kind != "evaluate":
-        raise MessageError(f"an order of kind {order.kind} has no vector")
-    words = secure.to_words(compute(invitation), study, order.kind, run.membership.roster, key=os.urandom(32))
+    words = secure.to_words(compute(invitation), study, kind, run.membership.roster, key=os.urandom(32))
     return run.sessions.mask(words, session=invitation.session), words
 
 
 def _run(site: Site, study: Study, order: Order) -> _Run:
-    """The run's sessions; new ones where this process has none, or the roster has changed."""
+    """The run's sessions under this study; new ones where this process has none, or the roster has changed: those of
+    the old one are left, with their secrets.
+    """
     if not order.run:
         raise MessageError("an order of secure aggregation without its run")
     own = site.policy
     place = membership(
         site.folder, name=site.name, now=int(time.time()), colluding=own.colluding, min_sites=own.min_sites
     )
-    key = (site.folder, order.run, place.roster.sha256.hex())
-    if key not in _runs:
-        setting = secure.setting_of(study, place.roster, run=order.run)
+    runs, key = _runs.setdefault(site.folder, {}), (order.run, study.sha256)
+    known = runs.get(key)
+    if known is not None and known.membership.roster.sha256 == place.roster.sha256:
+        return known
 
-        def opened(opening: Opening) -> None:
-            run = _runs[key]
-            audit.sum_opened(site, study.sha256, opening)
-            run.opened(run.orders[opening.order])
+    def opened(opening: Opening) -> None:
+        audit.sum_opened(site, study.sha256, opening)
+        made.opened(made.orders[opening.order])
 
-        sessions = Sessions(
-            identity=place.identity,
-            site=site.name,
-            setting=setting,
-            min_sites=max(setting.min_sites, own.min_sites),
-            opened=opened,
-            min_change=own.min_change,
-            survivors_before=audit.survivors(audit.entries_of(site.folder), study.sha256) if own.min_change else (),
-        )
-        _runs[key] = _Run(membership=place, sessions=sessions)
-        while len(_runs) > RUNS:
-            del _runs[next(iter(_runs))]
-    return _runs[key]
+    setting = secure.setting_of(study, place.roster, run=order.run)
+    sessions = Sessions(
+        identity=place.identity,
+        site=site.name,
+        setting=setting,
+        min_sites=max(setting.min_sites, own.min_sites),
+        opened=opened,
+        min_change=own.min_change,
+        survivors_before=audit.survivors(audit.entries_of(site.folder), study.sha256) if own.min_change else (),
+    )
+    runs[key] = made = _Run(membership=place, sessions=sessions)
+    while len(runs) > RUNS:
+        del runs[next(iter(runs))]
+    return made

@@ -4,7 +4,10 @@ import contextlib
 import hashlib
 import hmac
 import os
+import re
+import stat
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +22,9 @@ from common.errors import DataError, FederationError, StudyError
 from common.study import Study, from_json
 
 _NAME = r"^[a-z0-9-]{1,32}$"
+LONGEST = 600  # characters of a line of errors.log
+LARGEST = 10 * 2**20  # bytes of errors.log from which on it is set aside
+_SERVERS = "federation.toml"  # what a server's folder has
 
 
 class _Table(BaseModel):
@@ -66,23 +72,39 @@ class Site:
         return self.policy.unprotected
 
 
-def open_site(folder: Path) -> Site:
-    """The site in a folder. Raises DataError, one line, when it isn't one or its site.toml is wrong."""
+def one_digit(number: int) -> int:
+    """Rounded to one significant digit."""
+    return int(float(f"{number:.0e}"))
+
+
+def demand_site(folder: Path) -> None:
+    """Raises DataError, one line, where there is no site folder; what is wrong with one is for others to say."""
     file = folder / "site.toml"
     try:
-        values = tomllib.loads(file.read_text(encoding="utf-8"))
-        key = (folder / "keys" / "patient.key").read_bytes()
-        settings = _Settings.model_validate(_tuples(values))
+        file.stat()
     except OSError as error:
-        missing = Path(error.filename or folder).name
-        raise DataError(
-            f"{folder}: not a site folder ({missing}: {error.strerror}); make one with `client index`"
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: not valid TOML: {error}") from error
-    except ValidationError as error:
-        faults = [_fault(dict(fault)) for fault in error.errors(include_url=False)]
-        raise DataError(f"{file}: {'; '.join(dict.fromkeys(faults))}") from None
+        raise _no_site(folder, file, error) from error
+
+
+def demand_own(folder: Path) -> None:
+    """Raises DataError for a server's folder, in which nothing of a site is to be made."""
+    if (folder / _SERVERS).exists():
+        raise DataError(f"{folder}: a federation's folder, which `server init` made; name a folder of the site's own")
+
+
+def _no_site(folder: Path, file: Path, error: OSError) -> DataError:
+    with contextlib.suppress(OSError):
+        demand_own(folder)
+    return DataError(f"{folder}: not a site folder ({file.name}: {error.strerror}); make one with `client index`")
+
+
+def open_site(folder: Path) -> Site:
+    """The site in a folder. Raises DataError, one line, when it isn't one or its site.toml is wrong."""
+    try:
+        settings = _settings(folder / "site.toml", (folder / "site.toml").read_bytes())
+        key = (folder / "keys" / "patient.key").read_bytes()
+    except OSError as error:
+        raise _no_site(folder, Path(error.filename or folder), error) from error
     if len(key) != 32:
         raise DataError(
             f"{folder / 'keys' / 'patient.key'}: {len(key)} bytes instead of 32; restore it from your backup"
@@ -98,6 +120,17 @@ def open_site(folder: Path) -> Site:
         simulated=settings.simulated,
         policy=settings.policy,
     )
+
+
+def _settings(file: Path, content: bytes) -> _Settings:
+    """What a site.toml says. Raises DataError."""
+    try:
+        return _Settings.model_validate(_tuples(tomllib.loads(content.decode())))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: not valid TOML: {error}") from error
+    except ValidationError as error:
+        faults = [_fault(dict(fault)) for fault in error.errors(include_url=False)]
+        raise DataError(f"{file}: {'; '.join(dict.fromkeys(faults))}") from None
 
 
 def _tuples(value: Any) -> Any:
@@ -133,22 +166,60 @@ def site_toml(name: str, *, cache: str = "cache", nominal_patients: int | None =
 
     Raises DataError for a name that isn't one.
     """
-    if not 1 <= len(name) <= 32 or not set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-"):
-        raise DataError(f"site name {name!r}: use 1 to 32 of a-z, 0-9 and -")
     declared = "" if nominal_patients is None else f"nominal_patients = {nominal_patients}\n"
     made_up = "simulated = true\n" if simulated else ""
     limits = policy_text.to_toml(SIMULATED) if simulated else policy_text.template()
-    return f'name = "{name}"\n{declared}{made_up}\n[paths]\ncache = "{cache}"\n\n{limits}'
+    return f'name = "{_checked(name)}"\n{declared}{made_up}\n[paths]\ncache = "{cache}"\n\n{limits}'
 
 
 def declare(folder: Path, nominal_patients: int) -> None:
     """Write the declared number of patients into a site.toml that has none. Whole, or not at all."""
     path = folder / "site.toml"
+    _replace(path, f"nominal_patients = {nominal_patients}\n" + path.read_text(encoding="utf-8"))
+
+
+def rename(folder: Path, name: str) -> None:
+    """Write another name into a site.toml, in its first line that begins with `name =`. Whole, or not at all.
+
+    Raises DataError for a name that isn't one.
+    """
+    path, line = folder / "site.toml", f'name = "{_checked(name)}"'
+    _replace(path, re.sub(r"(?m)^name\s*=.*$", line, path.read_text(encoding="utf-8"), count=1))
+
+
+def limit(folder: Path, changes: Mapping[str, Any]) -> Policy:
+    """Set keys of `[policy]` in a site.toml, or take them out where the value is None, and leave everything else there
+    as it is written; what holds then. Whole, or not at all.
+
+    Raises DataError for what the policy refuses, and for a file that is written in a way that is not understood here.
+    """
+    path = folder / "site.toml"
+    text = path.read_text(encoding="utf-8")
+    before = _settings(path, text.encode())
+    for name, value in changes.items():
+        text = policy_text.changed(text, name, value)
+    after = _settings(path, text.encode())
+    asked = {name: Policy.model_fields[name].default if value is None else value for name, value in changes.items()}
+    if after != before.model_copy(update={"policy": before.policy.model_copy(update=asked)}):
+        raise DataError(f"{path}: [policy] is written in a way that no command can change: do it there")
+    _replace(path, text)
+    return after.policy
+
+
+def _replace(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(
-        f"nominal_patients = {nominal_patients}\n" + path.read_text(encoding="utf-8"), encoding="utf-8"
-    )
+    with temporary.open("w", encoding="utf-8") as file:
+        os.fchmod(file.fileno(), stat.S_IMODE(path.stat().st_mode))
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def _checked(name: str) -> str:
+    if not re.fullmatch(_NAME, name):
+        raise DataError(f"site name {name!r}: use 1 to 32 of a-z, 0-9 and -")
+    return name
 
 
 def split_position(site: Site, patient: str) -> float:
@@ -180,8 +251,21 @@ def known_study(site: Site, study_hash: str) -> Study | None:
 def note_error(site: Site, where: str, error: BaseException) -> None:
     """Write down, at the site alone, what went wrong, as one line: what leaves is a reason code. What looks like
     a path in an error that nobody foresaw is left out. On a full disk nothing is written, and nothing raised.
+
+    Another party may have written what an error quotes: of each line `LONGEST` characters are kept, those that could
+    steer a terminal replaced; a log that has grown to `LARGEST` bytes is set aside as errors.old.
     """
-    said = str(error) if isinstance(error, FederationError) else without_paths(str(error))
-    text = " ".join(f"{where}: {type(error).__name__}: {said}".split())
-    with contextlib.suppress(OSError), (site.folder / "errors.log").open("a", encoding="utf-8") as file:
-        file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {text}\n")
+    said = str(error) if isinstance(error, FederationError) else without_paths(_begun(str(error)))
+    words = " ".join(f"{where}: {type(error).__name__}: {said[: 2 * LONGEST]}".split())
+    text = "".join(c if c.isprintable() else "?" for c in words[:LONGEST])
+    path, how = site.folder / "errors.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    with contextlib.suppress(OSError):
+        if path.exists() and path.stat().st_size >= LARGEST:
+            path.replace(path.with_suffix(".old"))
+        with os.fdopen(os.open(path, how, 0o600), "a", encoding="utf-8") as file:
+            file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {text}\n")
+
+
+def _begun(text: str) -> str:
+    """The beginning of a long text, to a whole word: the rest of a path that was cut would not look like one."""
+    return text if len(text) <= 4 * LONGEST else text[: 4 * LONGEST].rpartition(" ")[0]

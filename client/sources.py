@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from client import arrays, dicom
+from client import arrays, dicom_pixels
 from client import headers as looks
 from client.agreement import Agreement
 from client.annotations import Finding, Remark, Split, Subject, picture, tables, voc
@@ -17,12 +17,13 @@ from client.annotations.folder import Annotations, has_masks, is_coco, mask_file
 from client.drops import Drop, Dropped, Unusable
 from client.headers import File, Format, Look, Progress
 from client.memory import Kind
+from client.pose import STORED, Pose
 from client.preprocess import Window, to_unit
-from client.readers import Fusion, fused
+from client.readers import Fusion, fused, outvoted
 from common.annotation import Annotation
 from common.errors import DataError
 
-VERSION = 1  # of what is made of annotations: raise it when equal files give another index
+VERSION = 2  # of what is made of annotations: raise it when equal files give another index
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,7 @@ class Found:
     official: Split | None = None
     annotation: Annotation = field(default_factory=Annotation)
     agreement: Agreement | None = None  # of several readers
+    pose: Pose = STORED
     columns: dict[str, str] = field(default_factory=dict)
 
 
@@ -73,6 +75,7 @@ def scan(
     image_is_patient: bool = False,
     require_annotation: bool = True,
     drop_burned_in: bool = False,
+    keeps_automatic: bool = False,
     fusion: Fusion | None = "majority",
     jobs: int | None = None,
     progress: Progress | None = None,
@@ -80,7 +83,8 @@ def scan(
 ) -> Iterator[Found | Dropped | Remark]:
     """Everything under `path`, in the order of its paths. `fusion` makes one annotation of several readers'; with None
     a folder's annotations are not looked at. `drop_burned_in`: images are dropped whose header says that text
-    is burned into the pixels. `look` is one that was made of the same path and format.
+    is burned into the pixels. `keeps_automatic`: DICOM objects that a program made alone are annotations too. `look` is
+    one that was made of the same path and format.
 
     Guarantees: each file is the source of at least one Found, or is Dropped once as a whole; of a used file each frame
     is Found or Dropped once. An image that one patient has twice is found once.
@@ -94,7 +98,9 @@ def scan(
         raise DataError(f"{path}: not a folder; format {form} is a folder of files")
     else:
         own = look or looks.look(path, form, jobs=jobs)
-        yield from _folder(own, form, image_is_patient, require_annotation, drop_burned_in, fusion, progress)
+        yield from _folder(
+            own, form, image_is_patient, require_annotation, drop_burned_in, keeps_automatic, fusion, progress
+        )
 
 
 def pixels(source: Source, *, window: Window) -> NDArray[np.float32]:
@@ -117,7 +123,7 @@ def images(
     done = 0
     try:
         if first.kind == "dicom":
-            found = dicom.frames(path, window=window, wanted=[place.item for place in places])
+            found = dicom_pixels.frames(path, window=window, wanted=[place.item for place in places])
         elif first.kind == "picture":
             found = iter([picture.pixels(path.read_bytes(), window=window)])
         else:
@@ -162,13 +168,16 @@ def _folder(
     image_is_patient: bool,
     require_annotation: bool,
     drop_burned_in: bool,
+    keeps_automatic: bool,
     fusion: Fusion | None,
     progress: Progress | None,
 ) -> Iterator[Found | Dropped | Remark]:
     root, files = look.root, look.files
     if not look.entries:
         raise DataError(f"{root}: an empty folder")
-    annotations = Annotations(readers=()) if fusion is None else open_annotations(root, form, files, jobs=look.jobs)
+    annotations = Annotations(readers=())
+    if fusion is not None:
+        annotations = open_annotations(root, form, files, keeps_automatic=keeps_automatic, jobs=look.jobs)
     patients = None if fusion is None else tables.read_patients(root)
     seen: dict[str, str] = {}
     aside = mask_files(files) if fusion is None else annotations.files
@@ -217,7 +226,7 @@ def _images(
     annotations: Annotations,
     require_annotation: bool,
     fusion: Fusion,
-) -> Iterator[Found | Dropped]:
+) -> Iterator[Found | Dropped | Remark]:
     """The frames of a file. Raises Unusable when none of them can be used."""
     tags = file.tags
     dropped: dict[int, Unusable] = {}
@@ -231,15 +240,20 @@ def _images(
             sop_uid=tags.sop_uid,
             study_uid=tags.study_uid,
             patient_id=tags.patient_id,
+            patient=patient,
         )
         try:
-            annotation, agreement = fused(annotations.readings(subject), fusion, path=file.path, item=frame)
+            readings = annotations.readings(subject)
+            annotation, agreement = fused(readings, fusion, path=file.path, item=frame)
             known = annotation.label, annotation.mask, annotation.boxes
             if require_annotation and all(one is None for one in known):
                 raise Unusable(Drop.NO_ANNOTATION, "nothing is known about it")
         except Unusable as error:
             dropped[frame] = error
             continue
+        if outvoted(readings, annotation):
+            where = file.path if tags.frames == 1 else f"{file.path} ({frame + 1})"
+            yield Remark(finding=Finding.OUTVOTED, place=where)
         yield Found(
             source=Source(root=root, path=file.path, kind=file.kind, item=frame),
             patient=patient,
@@ -253,6 +267,7 @@ def _images(
             official=annotations.official(subject),
             annotation=annotation,
             agreement=agreement,
+            pose=tags.pose,
             columns=annotations.columns(subject),
         )
     if len(dropped) == tags.frames:

@@ -1,17 +1,20 @@
 """What the models say of one study's images, gathered and written: pictures at once, segmentations, then the report."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from client import overlays
+from client.dicom_objects.findings import Finding
 from client.dicom_objects.origins import Origin, read_origin
-from client.dicom_objects.writing import FINDINGS_LIMIT, Finding, write_report, write_segmentation
+from client.dicom_objects.views import View, view_of
+from client.dicom_objects.writing import GROUPS_LIMIT, write_report, write_segmentation
 from client.drops import Unusable
 from client.ensemble import Grey, Outcome
+from client.planes import SAME
 from client.results import Counts, Line, Tables
 from client.sources import Found
 from common.tasks.batch import Detections
@@ -20,13 +23,36 @@ from common.tasks.batch import Detections
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Placed:
     """An image of the scan. Images of one `series` can share a segmentation; `uid` is None where no DICOM result can be
-    made: of a picture, or a file that doesn't say which image of which study it is.
+    made: of a picture, or a file that doesn't say which image of which study it is. A slice has a `place`, in mm along
+    the series, and an `order` among those at one place.
     """
 
     found: Found
     study: str
     series: str
     uid: str | None
+    place: float | None = None
+    order: tuple[float, ...] = ()
+
+
+def apart(images: Sequence[Placed]) -> list[Placed]:
+    """Series whose slices lie at one place several times, as echoes, diffusion weights or times do, as several.
+
+    Guarantees: no two slices of a series are at one place. They are shared out by their order, then as they came.
+    """
+    taken: dict[str, list[set[int]]] = {}
+    found = []
+    for one in sorted(images, key=lambda one: one.order):
+        if one.place is not None:
+            stacks, cell = taken.setdefault(one.series, []), round(one.place / SAME)
+            free = (k for k, cells in enumerate(stacks) if not cells & {cell - 1, cell, cell + 1})
+            number = next(free, len(stacks))
+            if number == len(stacks):
+                stacks.append(set())
+            stacks[number].add(cell)
+            one = replace(one, series=f"{one.series} {number:06d}")
+        found.append(one)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +86,12 @@ class StudyResults:
         if self.wanted.overlays:
             pixels = next(iter(grey.values()))
             drawn = overlays.overlay(
-                pixels, outcome, classes=self._classes, min_score=self.wanted.min_score, notes=self._notes
+                pixels,
+                outcome,
+                classes=self._classes,
+                min_score=self.wanted.min_score,
+                notes=self._notes,
+                view=view_of(source.root / source.path, source.item) if source.kind == "dicom" else View(),
             )
             files["overlay"] = self._write("overlays", f"{number}.png", drawn)
         if outcome.doubt is not None:
@@ -111,9 +142,8 @@ class StudyResults:
         if self._origins and self.tables.study.study.task != "segmentation":
             names = []
             try:
-                for start in range(0, max(1, len(self._findings)), FINDINGS_LIMIT):
+                for part in self._parts():
                     name = f"{self.counts.written['reports'] + 1:06d}.dcm"
-                    part = self._findings[start : start + FINDINGS_LIMIT]
                     origins = list(self._origins.values())
                     write_report(self._place("reports", name), origins, part, maker=self.tables.maker)
                     self.counts.written["reports"] += 1
@@ -126,12 +156,34 @@ class StudyResults:
         for line in self._lines:
             self.tables.add(line)
 
+    def _parts(self) -> list[list[Finding]]:
+        """The findings in parts that a report holds; one part where nothing was found."""
+        parts: list[list[Finding]] = [[]]
+        groups = 0
+        for finding in self._findings:
+            if parts[-1] and groups + finding.groups > GROUPS_LIMIT:
+                parts.append([])
+                groups = 0
+            parts[-1].append(finding)
+            groups += finding.groups
+        return parts
+
     def _found(self, origin: Origin, frame: int, outcome: Outcome) -> list[Finding]:
         prediction, classes = outcome.prediction, self._classes
         if not isinstance(prediction, Detections):
             scores = {name: float(value) for name, value in zip(classes, prediction, strict=True)}
-            name = classes[int(prediction.argmax())]
-            return [Finding(origin=origin, frame=frame, name=name, scores=scores, disagreement=outcome.disagreement)]
+            votes = {} if outcome.votes is None else dict(zip(classes, outcome.votes.tolist(), strict=True))
+            best = outcome.best
+            return [
+                Finding(
+                    origin=origin,
+                    frame=frame,
+                    name=None if best is None else classes[best],
+                    scores=scores,
+                    votes=votes,
+                    disagreement=outcome.disagreement,
+                )
+            ]
         found = []
         for k in np.flatnonzero(prediction.scores >= self.wanted.min_score):
             x1, y1, x2, y2 = (float(value) for value in prediction.boxes[k])

@@ -54,9 +54,8 @@ def objections(site: Site, study: Study) -> list[str]:
 def _work(study: Study) -> str:
     training, (height, width) = study.training, study.model.image_size
     classes = ", ".join(study.study.classes)
-    length = (
-        f"{training.local_steps} steps" if training.local_steps else f"{training.local_epochs} passes over its images"
-    )
+    steps, passes = training.local_steps, training.local_epochs
+    length = f"{steps} steps" if steps else f"{passes} {'pass' if passes == 1 else 'passes'} over its images"
     return (
         f"It trains the model {study.model.name} for {study.study.task} of {classes}, on this site's indexed images at"
         f" {height} x {width} pixels. {study.study.rounds} rounds; in each, every site trains for {length}, within"
@@ -67,7 +66,7 @@ def _work(study: Study) -> str:
 def _leaves(study: Study) -> str:
     layout = layout_of(study, "update")
     names = sorted({name.split("/")[-1] for name, _ in layout.sums})
-    extra = f", and sums over its patients: {', '.join(names)}" if names else ""
+    extra = f", and sums over its patients, of which loss and metrics are made ({', '.join(names)})" if names else ""
     return (
         f"What leaves this site in a round: one list of {layout.length:,} numbers ({4 * layout.length / 1e6:,.1f} MB):"
         f" how training changed {params.length(layout.tensors):,} numbers of the model{extra}. No image, no name, no"
@@ -98,7 +97,7 @@ def _protection(site: Site, study: Study) -> list[str]:
             f" Metrics of {privacy.evaluation.pool} patients: epsilon {privacy.evaluation.epsilon:g},"
             f" {privacy.evaluation.releases} release(s)."
         )
-    return [promise, _budget(site, study), "Not covered: " + " ".join(guarantee.NOT_COVERED)]
+    return [promise, _budget(site, study), guarantee.LIMITS]
 
 
 def _budget(site: Site, study: Study) -> str:

@@ -77,7 +77,10 @@ def toml(*, server: str, runtime: str, health: str, memory: int = MEMORY) -> str
 def programs(site: Path, connection: Connection) -> dict[str, Program]:
     """SuperNode and worker, in the order in which to start them."""
     if not connection.server:
-        raise DataError(f"{site}: has joined no federation; run `client join ROSTER`")
+        raise DataError(
+            f"{site}: has joined no federation; run `client join {site} roster.json --ca ca.pem --server HOST:PORT`"
+            " with what the coordinator has sent"
+        )
     host, _, port = connection.runtime.rpartition(":")
     supernode = processes.flower(
         "flower-supernode",
@@ -93,6 +96,7 @@ def programs(site: Path, connection: Connection) -> dict[str, Program]:
         f"--ssl-ca-certfile={connection.runtime_root}",
         f"--health-server-address={connection.health}",
         memory=connection.memory,
+        module="client.supernode_loop",
     )
     commands = {"supernode": supernode, "worker": processes.python("client.worker", str(site))}
     environment = {**processes.quiet_flower(), "FLWR_HOME": str(connection.folder / "flower")}

@@ -2,16 +2,16 @@
 answer.
 
 Flower's own executor unzips the bundle that came with a run and starts a process that imports what is in it. This one
-never opens a bundle: whatever a run brings, the code that answers is the code that the hospital installed. Everything
-here that a release of Flower may change is in this file; tests/test_flower_contract.py says what changed.
+never opens a bundle: whatever a run brings, the code that answers is the code that the hospital installed. What of it a
+release of Flower may change is here and in common.runtime; tests/test_flower_contract.py says what changed.
 """
 
 import logging
+import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,13 +22,11 @@ from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectRequest, PushObjectRequest
 from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import (
-    AcquireTaskRequest,
     AcquireTaskResponse,
     PullAppMessagesRequest,
     PullTaskInputRequest,
     PushAppMessagesRequest,
     PushTaskOutputRequest,
-    SendTaskHeartbeatRequest,
 )
 from flwr.supercore.constant import TaskType
 from flwr.supercore.inflatable.inflatable_object import (
@@ -37,13 +35,6 @@ from flwr.supercore.inflatable.inflatable_object import (
     iterate_object_tree,
     no_object_id_recompute,
 )
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-from flwr.supercore.interceptors import (
-    RuntimeTokenHttpInterceptor,
-    RuntimeVersionHttpInterceptor,
-    SuperExecAuthHttpInterceptor,
-)
-from flwr.supercore.protobuf.client import ProtobufClientInterceptor
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -51,27 +42,13 @@ from client.app import app
 from client.supernode import open_connection
 from common import processes
 from common.errors import Reason
+from common.runtime import TROUBLE, Runtime, acquire, heartbeats, message_of, outlive_tasks
 
-ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 POLL = 0.25  # seconds between two looks for a task
-HEARTBEAT = 10.0  # seconds; a SuperNode gives a task up after 60 without one
 PATIENCE = 10.0  # seconds that a claimed task's message, or the next piece of it, is waited for without asking further
 MESSAGE_LIMIT = 2 * 2**30  # bytes of one message
 
 _log = logging.getLogger("fedward.worker")
-_TROUBLE = (httpx.HTTPError, ValueError)  # of the connection to the SuperNode: gone, restarted, or not what it says
-
-
-@dataclass(frozen=True, kw_only=True)
-class Runtime:
-    """Where a SuperNode's Runtime API is. Guarantees: printing it shows no secret."""
-
-    address: str  # host:port
-    root: bytes  # PEM: the certificate authority of the site's own
-    secret: bytes
-
-    def __repr__(self) -> str:
-        return f"Runtime({self.address})"
 
 
 class _Overtaken(Exception):
@@ -92,6 +69,7 @@ class _Claim:
     client: RuntimeHttpClient
     run: int
     node: Node
+    since: str  # when the SuperNode made the task, as it writes times
 
 
 def work(runtime: Runtime, folder: Path, *, stop: threading.Event) -> None:
@@ -100,19 +78,13 @@ def work(runtime: Runtime, folder: Path, *, stop: threading.Event) -> None:
     Guarantees: a task of any type is answered, exactly once; nothing that is raised while it is worked on ends the
     loop, and none of its text leaves; one task at a time.
     """
-    secret = SuperExecAuthHttpInterceptor(master_secret=runtime.secret, protected_methods=[ACQUIRE])
-    every, reachable = [str(kind) for kind in TaskType], True
-    with _connect(runtime, secret) as client:
-
-        def acquire() -> AcquireTaskResponse:
-            return client.AcquireTask(AcquireTaskRequest(supported_task_types=every))
-
-        claimed = AcquireTaskResponse()
+    reachable, claimed = True, AcquireTaskResponse()
+    with runtime.claiming() as client:
         while not stop.is_set():
             try:
-                claimed = claimed if claimed.token else acquire()
+                claimed = claimed if claimed.token else acquire(client)
                 reachable = True
-            except _TROUBLE as error:
+            except TROUBLE as error:
                 if reachable:
                     _log.warning("the SuperNode at %s gives no task: %s", runtime.address, type(error).__name__)
                 reachable = False
@@ -123,29 +95,34 @@ def work(runtime: Runtime, folder: Path, *, stop: threading.Event) -> None:
                 continue
             taken, claimed = claimed, AcquireTaskResponse()
             try:
-                _do(runtime, taken, folder, acquire)
+                _do(runtime, taken, folder, lambda: acquire(client))
             except _Overtaken as overtaken:
                 _log.warning("task %d: its message never came", taken.task.task_id)
                 claimed = overtaken.other
-            except _TROUBLE as error:
+            except TROUBLE as error:
                 _log.warning("task %d is lost: %s", taken.task.task_id, type(error).__name__)
 
 
-def _do(runtime: Runtime, taken: AcquireTaskResponse, folder: Path, acquire: Acquire) -> None:
+def _do(runtime: Runtime, taken: AcquireTaskResponse, folder: Path, another: Acquire) -> None:
     """Work on one task. Raises what the connection raises: then there is nobody to answer to.
 
     The message is pulled before the task is begun: a worker that is killed in between leaves a task that Flower gives
     out again or, once begun, answers itself; the other way round it would stay unanswered, and block the SuperNode.
     """
-    with _connect(runtime, RuntimeTokenHttpInterceptor(taken.token)) as client, _heartbeats(client):
+    with runtime.working(taken.token) as client, heartbeats(client):
         pulled = _header(client)
         given = client.PullTaskInput(PullTaskInputRequest())  # its bundle and its run config are not looked at
         if pulled is None:  # a worker before this one had it: without heartbeats, Flower answers in its place
             raise ValueError("a task whose message is gone")
-        claim = _Claim(client=client, run=given.run.run_id, node=Node(node_id=given.context.node_id))
+        claim = _Claim(
+            client=client,
+            run=given.run.run_id,
+            node=Node(node_id=given.context.node_id),
+            since=taken.task.pending_at,
+        )
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = given.task_id, claim.run, claim.node.node_id
         try:
-            reply = _reply(claim, taken.task.type, *pulled, folder, acquire)
+            reply = _reply(claim, taken.task.type, *pulled, folder, another)
         except _Overtaken:  # an answer now would be taken for that to the other task
             client.PushTaskOutput(PushTaskOutputRequest(sub_status="failed", details=""))
             raise
@@ -164,12 +141,12 @@ def _header(client: RuntimeHttpClient) -> tuple[Message, ObjectTree] | None:
     return None
 
 
-def _reply(claim: _Claim, kind: str, header: Message, tree: ObjectTree, folder: Path, acquire: Acquire) -> Message:
+def _reply(claim: _Claim, kind: str, header: Message, tree: ObjectTree, folder: Path, another: Acquire) -> Message:
     """The answer, or a reason code in the form of Flower's error. Raises what the connection raises, and _Overtaken."""
     if kind != TaskType.CLIENT_APP:
         return _refusal(header, Reason.POLICY)
     try:
-        message = _fetch(claim, tree, acquire)
+        message = _fetch(claim, tree, another)
     except (httpx.HTTPError, _Overtaken):
         raise
     except Exception as error:  # bytes that Flower can't make a message of
@@ -198,12 +175,12 @@ def _refusal(header: Message, reason: Reason) -> Message:
     return Message(Error(0, str(reason)), reply_to=header)
 
 
-def _fetch(claim: _Claim, tree: ObjectTree, acquire: Acquire) -> Message:
+def _fetch(claim: _Claim, tree: ObjectTree, another: Acquire) -> Message:
     """The message with its content, while the SuperNode is still fetching it.
 
     A run that ends meanwhile leaves a message in pieces, about which the SuperNode says nothing; but it makes a task
-    only when the one before has been answered, so that another task tells. Raises _Overtaken then; ValueError for a
-    message beyond MESSAGE_LIMIT, and what Flower raises for bytes that are no message.
+    only when the one before has been answered, so that another task tells. Raises _Overtaken then; ValueError or
+    MessageError for a message beyond MESSAGE_LIMIT, and what Flower raises for bytes that are no message.
     """
     contents: dict[str, bytes] = {}
     left, since = MESSAGE_LIMIT, time.monotonic()
@@ -218,17 +195,13 @@ def _fetch(claim: _Claim, tree: ObjectTree, acquire: Acquire) -> Message:
             if left < 0:
                 raise ValueError("a message beyond the limit")
             continue
-        if time.monotonic() - since > PATIENCE and (other := acquire()).token:
-            raise _Overtaken(other)
+        if time.monotonic() - since > PATIENCE and (other := another()).token and other.task.pending_at > claim.since:
+            raise _Overtaken(other)  # an older one is of a run that was stopped: Flower takes it back by itself
         time.sleep(POLL)
     claim.client.ConfirmMessageReceived(
         ConfirmMessageReceivedRequest(node=claim.node, run_id=claim.run, message_object_id=tree.object_id)
     )
-    message = inflate_object_from_contents(tree.object_id, contents)
-    if not isinstance(message, Message):
-        raise ValueError("pieces of something else")
-    message.metadata.__dict__["_message_id"] = tree.object_id
-    return message
+    return message_of(tree.object_id, contents, limit=MESSAGE_LIMIT)
 
 
 def _push(claim: _Claim, reply: Message) -> None:
@@ -250,35 +223,6 @@ def _push(claim: _Claim, reply: Message) -> None:
             )
 
 
-@contextmanager
-def _heartbeats(client: RuntimeHttpClient) -> Iterator[None]:
-    """Tell the SuperNode, as long as the block runs, that the task is being worked on."""
-    done = threading.Event()
-
-    def beat() -> None:
-        while not done.is_set():
-            with suppress(*_TROUBLE):
-                client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
-            done.wait(HEARTBEAT)
-
-    thread = threading.Thread(target=beat, name="heartbeats", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-
-
-def _connect(runtime: Runtime, interceptor: ProtobufClientInterceptor) -> RuntimeHttpClient:
-    return RuntimeHttpClient.from_server_address(
-        server_address=runtime.address,
-        insecure=False,
-        root_certificates=runtime.root,
-        interceptors=[RuntimeVersionHttpInterceptor(component_name="fedward worker"), interceptor],
-    )
-
-
 def main(path: str) -> None:
     """What `client up` starts: the worker of the site in this folder."""
     logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s", level=logging.INFO, force=True)
@@ -290,8 +234,10 @@ def main(path: str) -> None:
         address=connection.runtime,
         root=connection.runtime_root.read_bytes(),
         secret=connection.secret.read_bytes(),
+        component="fedward worker",
     )
-    with processes.stopped_by_signals() as stop:
+    outlive_tasks()
+    with processes.stopped_by_signals(signal.SIGTERM) as stop:
         work(runtime, site, stop=stop)
 
 

@@ -259,9 +259,11 @@ def noise_over_signal(
 ) -> float:
     """Noise over signal of a whole run: sqrt(trained_parameters x sites) / (mu x patients).
 
-    Below 0.1 all is well, above 0.5 nothing is learnt. `patients`: in the training pools of all sites, by their
-    nominal sizes; times the mean class weight where classes are weighted. `shared_noise`: the sites share one noise,
-    and the factor sqrt(sites) drops.
+    Below 0.1 all is well, above 0.5 a linear model learns nothing. Of others it says less: a U-Net, whose gradients lie
+    in few directions, has learnt at 5, a RetinaNet of the same order has not.
+
+    `patients`: in the training pools of all sites, by their nominal sizes; times the mean class weight where classes
+    are weighted. `shared_noise`: the sites share one noise, and the factor sqrt(sites) drops.
 
     Raises: AccountingError when a value is not above 0, NaN included.
     """

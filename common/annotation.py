@@ -26,10 +26,11 @@ class Annotation:
 
     A mask is uint8 [height, width] on the stored image's grid, 0 background. With `mask_names`, value k is the class
     `mask_names[k - 1]`; without, value k is the k-th class of the study, and with one class any value above 0 is that
-    class.
+    class. `box_names` are classes that whoever drew the boxes looks for, besides those of the boxes; None: not known.
     """
 
     label: str | None = None  # class name, or its position in the study's classes as text
     mask: NDArray[np.uint8] | None = None
     mask_names: tuple[str, ...] | None = None
     boxes: tuple[Box, ...] | None = None
+    box_names: tuple[str, ...] | None = None

@@ -1,6 +1,9 @@
 """Errors by whose fault they are, and the closed set of reason codes that may cross the network."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
+from pathlib import Path
 
 
 class Reason(StrEnum):
@@ -48,5 +51,20 @@ class MessageError(FederationError):
     code = Reason.MALFORMED
 
 
+class WireVersionError(MessageError):
+    """A message of another release of Fedward: neither side's fault, and both have to install the same."""
+
+    code = Reason.WIRE_VERSION
+
+
 class RunError(FederationError):
     """A run can't go on: quorum lost, disk full, wrong checkpoint. Says how to continue."""
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An error of what a file holds begins with the file's name."""
+    try:
+        yield
+    except FederationError as error:
+        raise type(error)(f"{path}: {error}") from error

@@ -20,11 +20,14 @@ MOST_UNEQUAL = 3.0  # how often the smallest site's patients may fit into the la
 NOT_COVERED = (
     "A person under two identifiers at one hospital: epsilon is twice as large for him, and delta times 1 + e^epsilon.",
     "A person treated in two hospitals: the epsilons of both add up.",
+    "The same images in a second site folder: its ledger knows nothing of this one, and both add up.",
     "How long a round takes at a site, which grows with the patients drawn.",
     "What a hospital's staff export or decide by hand after looking at the data.",
     "Pre-trained weights that were made from the same patients outside this account.",
     "Conclusions about a patient that would be drawn from the model had he not been among the data.",
 )
+
+LIMITS = "Not covered: " + " ".join(NOT_COVERED)
 
 
 def privacy_of(study: Study) -> Privacy:
@@ -140,6 +143,7 @@ def statement(study: Study, *, nominal_patients: int, rounds_charged: int) -> di
         "epsilon_charged": epsilon_of(taken, delta=privacy.delta),
         "accountant": ACCOUNTANT,
         "nominal_patients": nominal_patients,
+        "not_covered": list(NOT_COVERED),
     }
     if privacy.evaluation is not None:
         found["evaluation"] = {

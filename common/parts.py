@@ -81,13 +81,21 @@ class ModelPart(Part):
         (),
         description="detectors: anchor sides in pixels of the model's input, one per level; empty: from image_size",
     )
+    anchor_ratios: Annotated[
+        tuple[Annotated[float, Field(ge=0.01, le=100)], ...], Field(min_length=1, max_length=8)
+    ] = Field((0.5, 1.0, 2.0), description="detectors: height / width of the anchors")
+    anchor_scales: Annotated[int, Field(ge=1, le=8)] = Field(
+        3,
+        description="retinanet: anchors of each ratio within an octave; with one and one ratio the last layers have a"
+        " ninth of the values, which matters under [privacy]",
+    )
     pretrained_sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = Field(
         "", description="SHA-256 of the .safetensors file that training starts from; the file itself is a run option"
     )
     freeze: Freeze = Field(
         "none",
         description="what stays as pretrained and is never sent: nothing, the backbone, all but normalisations and the"
-        " last layer (of detectors: the layers that give classes and boxes), or all but the last layer",
+        " last layer (of detectors: the layers that know the classes), or all but the last layer",
     )
     weight_standardisation: bool = Field(
         False, description="cnn, resnet18, unet: convolutions with standardised kernels; needs norm = 'group'"
@@ -101,6 +109,14 @@ class Preprocessing(Part):
         "dicom", description="grey values to [0, 1]: the file's VOI window, 1st to 99th percentile, or [centre, width]"
     )
     aspect: Literal["pad", "stretch"] = Field("pad", description="keep proportions and pad with black, or stretch")
+    orientation: Literal["stored", "patient"] = Field(
+        "stored",
+        exclude_if=lambda value: (
+            value == "stored"
+        ),  # so studies without this key are what they were before there was one
+        description="images as they are stored; or turned and flipped by their headers until columns count to the"
+        " patient's left and rows to the feet (of axial slices to the back), pad by the lengths of pixels in mm",
+    )
     mean: Annotated[float, Field(ge=-1000, le=1000)] = Field(
         0.5, description="subtracted after [0, 1]; a public constant"
     )

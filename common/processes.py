@@ -5,10 +5,13 @@ time after a longer wait; when the one that owns them is gone, however it went, 
 """
 
 import contextlib
+import errno
 import importlib.metadata
 import os
 import resource
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -26,7 +29,7 @@ LOOPBACK = "127.0.0.1"
 
 _PARENT = "FEDWARD_PARENT"  # environment: the process without which a child is not to live
 _SERVING = b"\x08\x01"  # grpc.health.v1.HealthCheckResponse with status SERVING
-_LOG_LIMIT = 10 * 2**20  # bytes of a log from which on it is set aside when its process starts
+_LOG_LIMIT = 10 * 2**20  # bytes of a log from which on it is set aside
 
 Say = Callable[[str], None]
 
@@ -45,7 +48,7 @@ class Watch:
     """Programs that run until `end`. `look` starts again those that have ended; call it a few times a second.
 
     Guarantees: a program that keeps ending is started at most once a minute after the first few times; after `end` none
-    of them runs.
+    of them runs; a log and the one set aside before it have about 10 MiB each.
     """
 
     def __init__(self, programs: Sequence[Program], *, say: Say) -> None:
@@ -81,6 +84,7 @@ class _Kept:
         if self.process is not None:
             code = self.process.poll()
             if code is None:
+                _bound(self.program.log)
                 return
             self.process = None
             self._wait = FIRST_WAIT if now - self._started > SETTLED else min(2 * self._wait, LONGEST_WAIT)
@@ -104,11 +108,19 @@ class _Kept:
         self.process = None
 
 
+def _bound(log: Path) -> None:
+    """Set a long log aside. Its process goes on writing into the same file, always at its end: the file is emptied, and
+    a line that comes between is lost.
+    """
+    with contextlib.suppress(OSError):
+        if log.stat().st_size > _LOG_LIMIT:
+            shutil.copyfile(log, log.with_suffix(".old"))
+            os.truncate(log, 0)
+
+
 def _start(program: Program) -> subprocess.Popen[bytes]:
     program.log.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(OSError):
-        if program.log.stat().st_size > _LOG_LIMIT:
-            program.log.replace(program.log.with_suffix(".old"))
+    _bound(program.log)
     with program.log.open("ab") as log:
         return subprocess.Popen(  # noqa: S603 - commands that `python` and `flower` below make
             program.command,
@@ -125,17 +137,26 @@ def python(module: str, *arguments: str) -> tuple[str, ...]:
     return (sys.executable, "-P", "-m", module, *arguments)
 
 
-def flower(command: str, *arguments: str, memory: int = 0) -> tuple[str, ...]:
-    """The command that runs one of Flower's, bound to its owner; with `memory`, in at most so many bytes."""
-    return python("common.processes", str(memory), command, *arguments)
+def flower(command: str, *arguments: str, memory: int = 0, module: str = "common.processes") -> tuple[str, ...]:
+    """The command that runs one of Flower's, bound to its owner; with `memory`, in at most so many bytes. `module` is
+    one that ends in `run_flower`.
+    """
+    return python(module, str(memory), command, *arguments)
 
 
 def quiet_flower() -> dict[str, str]:
     """Environment of Flower's processes: no telemetry, no look for updates, loopback never by a proxy."""
     environment = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+    return environment | direct_loopback()
+
+
+def direct_loopback() -> dict[str, str]:
+    """Environment in which loopback is never reached by a proxy."""
+    found = {}
     for name in ("NO_PROXY", "no_proxy"):
-        environment[name] = ",".join(filter(None, (os.environ.get(name, ""), LOOPBACK, "localhost")))
-    return environment
+        set_already = [part for part in os.environ.get(name, "").split(",") if part]
+        found[name] = ",".join(dict.fromkeys([*set_already, LOOPBACK, "localhost"]))
+    return found
 
 
 def follow_owner() -> None:
@@ -169,11 +190,49 @@ def serving(address: str, *, timeout: float = 2.0) -> bool:
             return False
 
 
+def taken(addresses: Sequence[str], *, patience: float = 0.0) -> list[str]:
+    """Those of these host:port on which another program listens still after `patience` seconds: what ran before may be
+    about to end.
+    """
+    until = time.monotonic() + patience
+    while (found := [address for address in addresses if not _free(address)]) and time.monotonic() < until:
+        time.sleep(0.25)
+    return found
+
+
+def refused(addresses: Sequence[str]) -> tuple[str, str] | None:
+    """The first of these host:port on which this machine lets nobody listen, and why: a name or an address that is not
+    its own, a port that only the administrator may open.
+    """
+    for address in addresses:
+        if (fault := _fault(address)) is not None:
+            return address, fault.strerror or str(fault)
+    return None
+
+
+def _free(address: str) -> bool:
+    fault = _fault(address)
+    return fault is None or fault.errno != errno.EADDRINUSE
+
+
+def _fault(address: str) -> OSError | None:
+    """What keeps a program from listening on host:port."""
+    host, _, port = address.rpartition(":")
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host.strip("[]"), int(port)))
+        except OSError as error:
+            return error
+    return None
+
+
 @contextlib.contextmanager
-def stopped_by_signals() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set, so that a loop can end in order."""
+def stopped_by_signals(*numbers: signal.Signals) -> Iterator[threading.Event]:
+    """An event that these signals set, SIGINT and SIGTERM if none is named, so that a loop can end in order."""
     stop = threading.Event()
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = numbers or (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in numbers}
     try:
         yield stop
     finally:
@@ -181,7 +240,7 @@ def stopped_by_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _run_flower(memory: int, command: str, arguments: Sequence[str]) -> None:
+def run_flower(memory: int, command: str, arguments: Sequence[str]) -> None:
     """Become one of Flower's commands. Its main thread may end while others of it go on, and it would then neither work
     nor be missed: here the process ends with its main thread.
     """
@@ -202,4 +261,4 @@ def _run_flower(memory: int, command: str, arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    _run_flower(int(sys.argv[1]), sys.argv[2], sys.argv[3:])
+    run_flower(int(sys.argv[1]), sys.argv[2], sys.argv[3:])

@@ -139,6 +139,11 @@ class Roster:
         """Identity keys by site name."""
         return {site.name: site.identity for site in self.sites}
 
+    @cached_property
+    def supernodes(self) -> dict[str, str]:
+        """SuperNodes' public keys by site name."""
+        return {site.name: site.supernode for site in self.sites}
+
     def to_bytes(self) -> bytes:
         """The roster as a file."""
         return body.write(
@@ -252,7 +257,7 @@ def usable(roster: Roster, *, now: int, own: Member, colluding: int, min_sites: 
     if roster.colluding < colluding or roster.min_sites < min_sites:
         raise RosterError(
             f"roster: colluding = {roster.colluding}, min_sites = {roster.min_sites}; this site asks for at least "
-            f"{colluding} and {min_sites}"
+            f"{colluding} and {min_sites} ([policy] of site.toml), and refuses every order of secure aggregation"
         )
 
 

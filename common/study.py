@@ -109,6 +109,8 @@ _OWNERS = {
     "model.base_channels": ("unet",),
     "model.backbone": ("retinanet", "fasterrcnn"),
     "model.anchor_sizes": ("retinanet", "fasterrcnn"),
+    "model.anchor_ratios": ("retinanet", "fasterrcnn"),
+    "model.anchor_scales": ("retinanet",),
     "training.momentum": ("sgd",),
     "aggregation.proximal_mu": ("fedprox",),
     "aggregation.server_momentum": ("fedavg", "fedprox"),

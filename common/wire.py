@@ -16,9 +16,10 @@ from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.supercore.task_identity import TaskIdentity
 from numpy.typing import NDArray
 
-from common.errors import MessageError, Reason
+from common import anchor
+from common.errors import MessageError, Reason, WireVersionError
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 HEADER_LIMIT = 4 * 2**20  # bytes of a header's JSON
 RAW = "fedward.f32le"  # how Flower is told that the bytes are ours
 WORDS = "fedward.u64le"  # the same for masked vectors
@@ -67,7 +68,7 @@ class Order:
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Answer:
     """What a site sends back: a verdict, and with `ok` to an update or evaluate order its one flat vector, in the clear
-    or as masked words with the protocol's message.
+    or as masked words with the protocol's message. `audit`: where the site's log stands (common.anchor), or "".
     """
 
     site: str
@@ -80,6 +81,7 @@ class Answer:
     vector: Vector | None = None
     words: Words | None = None
     session: bytes = b""
+    audit: str = ""
 
 
 def _canonical(header: dict[str, Any]) -> bytes:
@@ -128,8 +130,10 @@ def _header(record: RecordDict, expected: dict[str, type]) -> dict[str, Any]:
         header = json.loads(text, object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
         raise MessageError("header is not JSON") from error
-    if not isinstance(header, dict) or header.get("wire") != WIRE_VERSION:
-        raise MessageError(f"wire version is not {WIRE_VERSION}: install the Fedward release that the consortium uses")
+    if not isinstance(header, dict) or type(version := header.get("wire")) is not int or not 0 < version < 2**31:
+        raise MessageError("header without a wire version")
+    if version != WIRE_VERSION:
+        raise WireVersionError(f"wire version {version}, not {WIRE_VERSION}: install the consortium's Fedward release")
     if set(header) != {"wire", *expected}:
         raise MessageError("header keys are not those of this message")
     for key, kind in expected.items():
@@ -190,7 +194,7 @@ def order_record(order: Order) -> RecordDict:
 def order_from(record: RecordDict) -> Order:
     """The order that a record's header holds; its weights are not looked at yet (`weights_from`).
 
-    Raises MessageError on anything that isn't an order of this wire version.
+    Raises MessageError on anything that isn't an order, WireVersionError for one of another wire version.
     """
     strings = ("kind", "study_hash", "study_json", "weights_hash", "run")
     header = _header(record, {**dict.fromkeys(strings, str), "round": int, "attempt": int})
@@ -221,6 +225,7 @@ def answer_record(answer: Answer) -> RecordDict:
         "study_hash": answer.study_hash,
         "order_hash": answer.order_hash,
         "reason": str(answer.reason),
+        "audit": answer.audit,
     }
     return _record(header, answer.vector if answer.words is None else answer.words, answer.session)
 
@@ -230,19 +235,18 @@ def answer_from(record: RecordDict, *, to: Order, length: int) -> Answer:
     it has one too, and `length` masked words in the place of a vector.
 
     Raises MessageError when it isn't an answer to this very order, has an unknown reason, or a vector of another
-    length or kind.
+    length or kind; WireVersionError for one of another wire version.
     """
-    strings = ("site", "kind", "study_hash", "order_hash", "reason")
+    strings = ("site", "kind", "study_hash", "order_hash", "reason", "audit")
     header = _header(record, {**dict.fromkeys(strings, str), "round": int, "attempt": int})
     same = ("kind", "round", "attempt", "study_hash")
     if any(header[key] != getattr(to, key) for key in same) or header["order_hash"] != to.sha256:
         raise MessageError("an answer to another order")
     if not 1 <= len(header["site"]) <= 32 or not set(header["site"]) <= set("abcdefghijklmnopqrstuvwxyz0123456789-"):
         raise MessageError("site name is not [a-z0-9-]{1,32}")
-    try:
-        reason = Reason(header["reason"])
-    except ValueError as error:
-        raise MessageError("unknown reason code") from error
+    if header["reason"] not in set(Reason) or not anchor.well_formed(header["audit"]):
+        raise MessageError("unknown reason code, or no statement about the site's log")
+    reason = Reason(header["reason"])
     carries = reason is Reason.OK and to.kind in ("update", "evaluate")
     if carries != ("vector" in record):
         raise MessageError("a vector where none belongs, or none where one does")
@@ -260,6 +264,7 @@ def answer_from(record: RecordDict, *, to: Order, length: int) -> Answer:
         vector=_vector(record, length) if carries and not secure else None,
         words=_words(record, length) if carries and secure else None,
         session=_session(record),
+        audit=header["audit"],
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 from flwr.app import Context
@@ -9,9 +10,11 @@ from flwr.serverapp import Grid, ServerApp
 
 from common import wire
 from common.errors import RunError, StudyError
+from common.runtime import ended
 from common.study import Study, from_json
 from server import events, federation, orders, report
 from server.checkpoint import write_atomically
+from server.control import Control
 from server.exchange import Clock, Exchange
 from server.folder import open_folder
 from server.secure import Sealed
@@ -50,11 +53,14 @@ def main(grid: Grid, context: Context) -> None:
     if roster is None:
         raise RunError(f"{folder.path}: has no roster; add sites and sign one")
     out = Path(order.out)
+    control = Control(folder)
     options = federation.Options(
         out=out,
         backend="deployment",
         roster=frozenset(site.name for site in roster.sites),
         nominal={site.name: site.nominal_patients for site in roster.sites},
+        identities=roster.identities,
+        sites_of=partial(control.sites, roster.supernodes),
         sealed=Sealed(key=folder.online_key(), roster=roster) if study.aggregation.secure else None,
         pretrained=orders.pretrained(order, study),
         resume=order.resume,
@@ -64,9 +70,13 @@ def main(grid: Grid, context: Context) -> None:
     except RunError:
         raise  # is in the log
     except Exception as error:
+        if ended(error):
+            raise  # by `server stop`, which writes it down
         with events.EventLog(out / "events.jsonl") as log:
             log.append({"event": "stopped", "reason": f"{type(error).__name__}: continue with `server resume`"})
         raise
+    finally:
+        control.close()
     summary = events.summary(events.read(out / "events.jsonl"))
     write_atomically(out / "summary.json", [json.dumps(summary, indent=1, allow_nan=False).encode()])
     report.write(out)

@@ -160,6 +160,12 @@ def _transforms(model: Model) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+_UPRIGHT = """
+The model has learnt from images turned by their headers, and pictures have none: give them with columns that count to
+the patient's left and rows that count to the feet (of axial slices to the back), and with square pixels.
+"""
+
+
 def _readme(model: Model) -> str:
     study = model.study
     return f"""# {study.study.name}
@@ -172,6 +178,6 @@ def _readme(model: Model) -> str:
 
 reads 8-bit pictures from `images/` and writes to `eval/`. DICOM files, windows and results as DICOM objects:
 `python -m client predict` of Fedward, with the model's own files.
-
+{_UPRIGHT if study.preprocessing.orientation == "patient" else ""}
 Study SHA-256 {study.sha256}, weights SHA-256 {model.weights_sha256}.
 """

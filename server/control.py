@@ -1,6 +1,7 @@
 """What the SuperLink is asked on loopback: let SuperNodes in, start a study's run, say how it is, stop it."""
 
 import io
+import os
 import zipfile
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
@@ -20,6 +21,7 @@ from flwr.proto.fab_pb2 import Fab
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
+from common import processes
 from common.crypto import node_key
 from common.errors import RunError
 from common.study import Study
@@ -56,6 +58,7 @@ class Control:
 
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
+        os.environ.update(processes.direct_loopback())  # read when a client is made
         self._client = ControlHttpClient.from_server_address(
             server_address=folder.superlink,
             insecure=False,
@@ -76,6 +79,16 @@ class Control:
             self._ask(self._client.RegisterNode, RegisterNodeRequest(public_key=key, name=wanted[key]))
             said.append(f"{wanted[key]}: its SuperNode is let in")
         return said
+
+    def sites(self, keys: Mapping[str, str]) -> dict[int, str]:
+        """The site of each node that has proved to hold the SuperNode key of one."""
+        named = {node_key.public_pem(line): site for site, line in keys.items()}
+        nodes = self._ask(self._client.ListNodes, ListNodesRequest()).nodes_info
+        return {
+            node.node_id: named[node.public_key]
+            for node in nodes
+            if node.status not in _GONE and node.public_key in named
+        }
 
     def online(self, keys: Mapping[str, str]) -> dict[str, bool]:
         """Whether the SuperNode of each site is heard of."""
@@ -117,6 +130,11 @@ class Control:
             said = " ".join(error.response.text.split())[:300]
             raise RunError(f"the SuperLink refuses ({error.response.status_code}): {said}") from error
         except (httpx.HTTPError, ValueError) as error:
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                raise RunError(
+                    f"the SuperLink at {self._folder.superlink} is another federation's, or its certificate has"
+                    " expired: give this one other ports with `server init FOLDER --loopback`, or `server renew`"
+                ) from error
             raise RunError(
                 f"the SuperLink at {self._folder.superlink} does not answer: is `server up` running?"
             ) from error

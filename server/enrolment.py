@@ -1,32 +1,58 @@
 """Who may take part: requests of sites in, a signed roster out."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from common import roster
 from common.crypto import identity, node_key
 from common.crypto.identity import Identity
-from common.errors import DataError
+from common.errors import DataError, MessageError
 from common.roster import Member, Roster, RosterError
 from server.folder import Folder, read_request, write
+
+
+def check(folder: Folder, requests: Mapping[Path, bytes]) -> None:
+    """Raises what `add` raises for the first of these requests, by file, that can't be added after those before it, and
+    says which.
+    """
+    members = {member.name: member for member in folder.members()}
+    for path, data in requests.items():
+        try:
+            member = _checked(folder, data, members.values())
+        except MessageError as error:
+            raise type(error)(f"{path}: {error}; nothing was entered") from error
+        members[member.name] = member
 
 
 def add(folder: Folder, data: bytes) -> tuple[Member, str]:
     """Put a site into the next roster; the site and its request's fingerprint, to compare with the site by voice.
 
     The same site again, by the same identity, replaces its request. Raises RosterError for a name, identity or
-    SuperNode key that another site has, MessageError for what is no request.
+    SuperNode key that another site has and for a SuperNode key that an earlier roster had and this one has not, which
+    Flower never lets in again; MessageError for what is no request.
     """
+    member = _checked(folder, data, folder.members())
+    write(folder.path / "sites" / f"{member.name}.json", data)
+    digits = identity.digest("request", data)[:20].hex()
+    return member, " ".join(digits[i : i + 4] for i in range(0, 40, 4))
+
+
+def _checked(folder: Folder, data: bytes, members: Iterable[Member]) -> Member:
+    """The site of a request, if it fits the others of the next roster."""
     member = read_request(data)
     node_key.public_pem(member.supernode)
-    for other in folder.members():
+    for other in members:
         same_name, same_identity = other.name == member.name, other.identity == member.identity
         if same_name != same_identity:
             raise RosterError(f"site {member.name}: {other.name} has that name or identity; remove that site first")
         if not same_name and other.supernode == member.supernode:
             raise RosterError(f"site {member.name}: {other.name} has that SuperNode key")
-    write(folder.path / "sites" / f"{member.name}.json", data)
-    digits = identity.digest("request", data)[:20].hex()
-    return member, " ".join(digits[i : i + 4] for i in range(0, 40, 4))
+    if member.supernode in folder.revoked():
+        raise RosterError(
+            f"site {member.name}: its SuperNode key was removed before and is never let in again; have the site run"
+            " `client init` with --new-key and send that request"
+        )
+    return member
 
 
 def remove(folder: Folder, name: str) -> None:

@@ -3,7 +3,8 @@
 Every event has "event", its kind, and "time", seconds since 1970. Kinds and what else they hold:
 started: run, study, study_hash, backend, sites. resumed: round. retry: round, attempt, absent.
 round: round, attempt, participants, absent, metrics, bytes_up, bytes_down, seconds. Its metrics describe the weights
-that entered it, those after the round before. final: val, test. finished. stopped: reason.
+that entered it, those after the round before. retry, round and final also have audit: by site, where its log stood.
+final: val, test. finished. stopped: reason.
 """
 
 import json
@@ -116,6 +117,14 @@ def effective(events: Sequence[Event]) -> list[Event]:
     return kept
 
 
+def anchors(events: Sequence[Event]) -> dict[str, str]:
+    """By site, where its audit log stood when it last answered: what `client audit verify --anchor` looks for."""
+    found: dict[str, str] = {}
+    for event in events:
+        found |= event.get("audit", {})
+    return found
+
+
 def summary(events: Sequence[Event]) -> dict[str, Any]:
     """What summary.json holds of a run, from its events alone. `final` is {} until the run has come so far.
 
@@ -150,6 +159,17 @@ def summary(events: Sequence[Event]) -> dict[str, Any]:
             for site, nominal in sorted(started["nominal_patients"].items())
         }
     return found
+
+
+def charged(events: Sequence[Event]) -> float | None:
+    """The largest epsilon that a site has been charged so far; None in a study without `[privacy]`."""
+    sites = summary(events).get("privacy", {}).values()
+    return max((float(site["epsilon_charged"]) for site in sites), default=None)
+
+
+def moved(event: Event) -> tuple[int, int]:
+    """Bytes up and down of all sites, in a `round`."""
+    return sum(event["bytes_up"].values()), sum(event["bytes_down"].values())
 
 
 def _torn(descriptor: int) -> bool:

@@ -2,16 +2,27 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
 
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from common import wire
 from common.errors import MessageError, Reason
+from server.answers import answers_of
 
 _POLL = (0.001, 0.5)  # seconds between two looks: grows from the first to the second
+_LOOK = 2.0  # seconds between two looks at who is online, and two attempts to send
+_LONGEST_LOOK = 30.0  # seconds between two questions whether a study has been approved
+_PUSHES = 3  # attempts to send an order
+_REST = wire.SESSION_LIMIT + wire.HEADER_LIMIT + 2**20  # bytes of an answer besides its numbers, Flower's own included
+_WIDEST = 8  # bytes of a number
+_ABSENT = {  # what Flower itself answers in the place of a site, by its error codes
+    3: Reason.LATE,  # the order has expired
+    4: Reason.LATE,  # the answer has
+    5: Reason.OFFLINE,  # no heartbeat
+}
 
 
 class Clock:
@@ -52,6 +63,19 @@ class Exchange:
         """Nodes that Flower believes to be reachable now."""
         return frozenset(self._grid.get_node_ids())
 
+    def wait(self, count: int, *, deadline: float, ready: Callable[[], bool] = lambda: True) -> bool:
+        """Until so many nodes are online and `ready`, then true; false at the deadline (seconds). `ready` is asked only
+        when they are online, and ever less often.
+        """
+        start, pause = self._clock.now(), _LOOK
+        while (away := len(self.online()) < count) or not ready():
+            left = deadline - (self._clock.now() - start)
+            if left <= 0:
+                return False
+            pause = _LOOK if away else min(2 * pause, _LONGEST_LOOK)
+            self._clock.sleep(min(pause, left))
+        return True
+
     def ask(
         self,
         orders: Mapping[int, wire.Order],
@@ -65,15 +89,16 @@ class Exchange:
         and `grace` seconds after `enough` has become true.
 
         Guarantees: at most one `Received` per node, exactly one when read to the end; one answer is held at a time, so
-        memory does not grow with the sites. Answers are checked against the order they must belong to and to a vector
-        of `length` values or words (wire.answer_from). Nodes with the same order share one record.
+        memory does not grow with the sites; one that breaks the rules, or never becomes whole, changes nothing for the
+        others. Answers are checked against the order they must belong to and to a vector of `length` values or words
+        (wire.answer_from). Nodes with the same order share one record.
         """
         start, self._number = self._clock.begin(), self._number + 1
+        answers = answers_of(self._grid, limit=_WIDEST * length + _REST)
         records = {id(order): wire.order_record(order) for order in orders.values()}
         pending: dict[str, int] = {}
         for node, order in orders.items():
-            message = wire.message(order, records[id(order)], node=node, ttl=deadline, exchange=self._number)
-            identifier = next(iter(self._grid.push_messages([message])), "")
+            identifier = self._push(order, records[id(order)], node=node, ttl=deadline)
             if identifier:
                 pending[identifier] = node
             else:
@@ -82,18 +107,20 @@ class Exchange:
         while pending and self._clock.now() - start < deadline:
             arrived = False
             for identifier in list(pending):
-                for reply in islice(self._grid.pull_messages([identifier]), 1):  # a second answer is nobody's
-                    arrived = True
-                    node = pending.pop(identifier)
-                    reason, answer, bytes_up = _verdict(reply, orders[node], length)
-                    yield Received(
-                        node=node,
-                        reason=reason,
-                        answer=answer,
-                        bytes_down=wire.size_of(records[id(orders[node])]),
-                        bytes_up=bytes_up,
-                        seconds=self._clock.now() - start,
-                    )
+                reply = answers.look(identifier)
+                if reply is None:
+                    continue
+                arrived = True
+                node = pending.pop(identifier)
+                reason, answer, bytes_up = _verdict(reply, orders[node], length)
+                yield Received(
+                    node=node,
+                    reason=reason,
+                    answer=answer,
+                    bytes_down=wire.size_of(records[id(orders[node])]),
+                    bytes_up=bytes_up,
+                    seconds=self._clock.now() - start,
+                )
             if enough():
                 deadline = min(deadline, self._clock.now() - start + grace)
                 enough = _never
@@ -104,17 +131,35 @@ class Exchange:
             size = wire.size_of(records[id(orders[node])])
             yield Received(node=node, reason=Reason.LATE, bytes_down=size, seconds=deadline)
 
+    def _push(self, order: wire.Order, record: RecordDict, *, node: int, ttl: float) -> str:
+        """What Flower calls the message; "" where it doesn't know the node.
+
+        A SuperLink that ended in the middle has forgotten the beginning: it is sent again, as a new message.
+        """
+
+        def send() -> str:
+            message = wire.message(order, record, node=node, ttl=ttl, exchange=self._number)
+            return next(iter(self._grid.push_messages([message])), "")
+
+        for _ in range(_PUSHES - 1):
+            with suppress(Exception):
+                return send()
+            self._clock.sleep(_LOOK)
+        return send()
+
 
 def _never() -> bool:
     return False
 
 
-def _verdict(message: Message, order: wire.Order, length: int) -> tuple[Reason, wire.Answer | None, int]:
+def _verdict(message: Message | Reason, order: wire.Order, length: int) -> tuple[Reason, wire.Answer | None, int]:
+    if isinstance(message, Reason):
+        return message, None, 0
     if not message.has_content():  # Flower's own error reply: the node went away, or its process died
-        return Reason.FAILED, None, 0
+        return _ABSENT.get(message.error.code, Reason.FAILED), None, 0
     size = wire.size_of(message.content)
     try:
         answer = wire.answer_from(message.content, to=order, length=length)
-    except MessageError:
-        return Reason.MALFORMED, None, size
+    except MessageError as error:
+        return error.code, None, size
     return answer.reason, answer, size

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.errors import DataError, RunError, StudyError
+from common.errors import DataError, RunError
 from common.model_files import Model, open_model
 from server import bundle
 from server.checkpoint import write_atomically
@@ -26,8 +26,8 @@ ONNX, TORCH = "model.onnx", "model.pt2"
 def export(folder: Path, out: Path, form: Form) -> dict[str, Any]:
     """Write the model in `folder` to `out` in another form; what was written, and how far its answers are from ours.
 
-    Guarantees: what lies in `out` afterwards was opened again and answered within 1e-4 for one image and, but for
-    models on scattering features, for three at once.
+    Guarantees: what lies in `out` afterwards was opened again and answered within 1e-4 for one image and for three at
+    once.
     Raises DataError, StudyError or RunError, one line, where it can't be read, exported or written.
     """
     model = open_model(folder)
@@ -83,12 +83,10 @@ def _example(model: Model, images: int) -> Tensor:
 
 
 def _program(model: Model, module: nn.Module) -> Any:
-    is_single = model.study.model.name == "scatter"  # it splits a batch by the memory it takes
-    example = _example(model, 1 if is_single else 2)
+    example = _example(model, 2)
     with torch.no_grad(), _quiet():
         module(example)  # what is computed once and kept, is computed before the program is recorded
-        shapes = None if is_single else ({0: torch.export.Dim("batch", min=1)},)
-        return torch.export.export(module, (example,), dynamic_shapes=shapes)
+        return torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
 
 
 def _torch(model: Model, module: nn.Module, path: Path) -> tuple[Path, Callable[[Tensor], Any]]:
@@ -105,8 +103,6 @@ def _onnx(model: Model, module: nn.Module, path: Path) -> tuple[Path, Callable[[
         import_module("onnxscript")  # torch's exporter needs it, and says so late
     except ImportError as error:
         raise RunError(f"ONNX needs the package {error.name}: pip install 'fedward[export]'") from None
-    if model.study.model.name == "scatter":
-        raise StudyError("scatter computes with complex numbers, which torch can't write as ONNX: use --format torch")
     names = ["boxes", "scores"] if model.study.study.task == "detection" else ["probabilities"]
     with _quiet():
         made = torch.onnx.export(
@@ -129,9 +125,8 @@ def _onnx(model: Model, module: nn.Module, path: Path) -> tuple[Path, Callable[[
 
 def _difference(model: Model, module: nn.Module, answer: Callable[[Tensor], Any]) -> float:
     """The largest between what was written and the model itself, over noise of other batch sizes than the recorded."""
-    sizes = (1,) if model.study.model.name == "scatter" else (1, 3)
     largest = 0.0
-    for size in sizes:
+    for size in (1, 3):
         images = _example(model, size)
         with torch.no_grad():
             own, theirs = module(images), answer(images)

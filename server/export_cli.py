@@ -16,7 +16,8 @@ def command(
     """Write a finished model for programs that don't know Fedward. RESEARCH ONLY: not a medical device.
 
     \b
-    onnx   OUT/model.onnx, for onnxruntime and others; needs onnx, onnxruntime, onnxscript; not of scatter
+    onnx   OUT/model.onnx, for onnxruntime and others;
+           needs onnx, onnxruntime, onnxscript
     torch  OUT/model.pt2, for torch.export.load
     monai  OUT as a MONAI bundle: configs, models, docs; not of detectors
 

@@ -1,5 +1,6 @@
 """A federation's run, from the first proposal to the final model: the loop around `rounds.step`."""
 
+import contextlib
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -11,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common import guarantee, params, wire
-from common.errors import Reason, RunError, StudyError
+from common import anchor, guarantee, params, wire
+from common.errors import MessageError, Reason, RunError, StudyError
 from common.layout import Answering, Layout, layout_of
 from common.models import build_model, load_pretrained
 from common.randomness import seeded
@@ -23,9 +24,9 @@ from server.events import EventLog
 from server.exchange import Exchange
 from server.gathering import Clear, Gathered, Gathering
 from server.private_metrics import private_metrics
+from server.proposals import Proposals, SitesOf
 from server.secure import Sealed, Secure
 
-PROPOSAL_DEADLINE = 60.0  # seconds: a node that hangs when it is shown the study must not hold up every round
 Watch = Callable[[dict[str, Any]], None]
 
 
@@ -37,6 +38,8 @@ class Options:
     backend: str
     roster: frozenset[str]  # the sites that belong to the federation
     nominal: Mapping[str, int] = field(default_factory=dict)  # their declared patients; under [privacy] all of them
+    identities: Mapping[str, bytes] = field(default_factory=dict)  # of the sites whose signatures are kept
+    sites_of: SitesOf | None = None  # the site of each node, where the runtime knows
     sealed: Sealed | None = None  # for studies with aggregation.secure
     pretrained: dict[str, Tensor] | None = None
     resume: bool = False
@@ -47,9 +50,8 @@ def run(exchange: Exchange, study: Study, options: Options) -> None:
     """Train the study's model with the sites that the exchange reaches and write everything that a run leaves behind.
 
     Guarantees: a round is applied only when at least `min_sites` sites answered; every absent site is named with a
-    reason;
-    killed at any point, the run goes on from its last closed round when started again with `resume`, to the same
-    result.
+    reason; killed at any point, the run goes on from its last closed round when started again with `resume`, to the
+    same result.
     Raises RunError when a round failed `round_retries` times more in a row, or when OUT can't be used.
     """
     _Run(exchange, study, options).all_rounds()
@@ -84,8 +86,8 @@ class _Run:
             "update": layout_of(study, "update"),
             "evaluate": layout_of(study, "evaluate"),
         }
-        self._nodes: dict[int, str] = {}
-        self._refused: dict[str, Reason] = {}
+        self._proposals = Proposals(exchange, study, options.roster, options.sites_of)
+        self._logs: dict[str, str] = {}  # where each site's audit log stood when it last answered
         self._open()
         self._gathering = self._way()
 
@@ -139,7 +141,8 @@ class _Run:
         return Secure(self._sites, self._study, sealed, run=self._saved.run)
 
     def _record(self, event: dict[str, Any]) -> None:
-        event = {**event, "time": time.time()}
+        logs = {"audit": dict(sorted(self._logs.items()))} if self._logs else {}
+        event = {**event, **logs, "time": time.time()}
         self._log.append(event)
         self._options.watch(event)
 
@@ -257,9 +260,9 @@ class _Run:
 
     def _attempts(self, number: int, kind: Answering) -> Gathered:
         """A round tried until it closes, `round_retries` times more at the most."""
-        retries = self._study.study.round_retries
+        agreement, retries = self._study.study, self._study.study.round_retries
         for attempt in range(1, retries + 2):
-            self._propose(number, attempt)
+            self._proposals.show(number, attempt, run=self._saved.run, hear=self._hear)
             done = self._gather(number, attempt, kind)
             if done.round.outcome == "closed":
                 return done
@@ -268,47 +271,22 @@ class _Run:
             self._record({"event": "retry", "round": number, "attempt": attempt, "absent": absent, **why})
         what = f"round {number}" if kind == "update" else "the last evaluation"
         reason = (
-            f"{what}: fewer than {self._study.study.min_sites} sites answered, {retries + 1} times in a row"
-            f" (absent: {', '.join(f'{site} {why}' for site, why in absent.items())});"
-            " look into errors.log of the sites that failed, and continue with --resume when all are back"
+            f"{what}: fewer than {agreement.min_sites} sites answered, {retries + 1} times in a row"
+            f" (absent: {', '.join(f'{site} {why}' for site, why in absent.items())}); {_mended(set(absent.values()))}"
         )
         self._record({"event": "stopped", "reason": reason})
         raise RunError(reason)
 
-    def _propose(self, number: int, attempt: int) -> None:
-        """Show the study to nodes that haven't agreed to it yet, and forget those that are gone."""
-        online = self._sites.online()
-        self._nodes = {node: site for node, site in self._nodes.items() if node in online}
-        self._refused = {}
-        order = wire.Order(
-            kind="propose",
-            round=number,
-            attempt=attempt,
-            study_hash=self._study.sha256,
-            study_json=self._study.canonical,
-            run=self._saved.run,
-        )
-        strangers = sorted(online - self._nodes.keys())
-        deadline = min(PROPOSAL_DEADLINE, self._study.study.round_deadline)
-        for received in self._sites.ask(dict.fromkeys(strangers, order), length=0, deadline=deadline):
-            site = received.answer.site if received.answer else None
-            if site not in self._options.roster or site in self._nodes.values():
-                continue  # nobody we know, or a second node in a site's name
-            if received.reason is Reason.OK:
-                self._nodes[received.node] = site
-            else:
-                self._refused[site] = received.reason
-
     def _gather(self, number: int, attempt: int, kind: Answering) -> Gathered:
         """Ask every site that is there and add up what comes, as it comes."""
-        absent = dict.fromkeys(self._options.roster - set(self._nodes.values()), Reason.OFFLINE) | self._refused
+        nodes = self._proposals.agreed
         state = rounds.begin(
             number=number,
             attempt=attempt,
             quorum=self._study.study.min_sites,
             phases=[kind],
-            present=self._nodes.values(),
-            absent=absent,
+            present=nodes.values(),
+            absent=self._proposals.absent(),
         )
         order = wire.Order(
             kind=kind,
@@ -319,7 +297,24 @@ class _Run:
             weights_hash=wire.digest_of(self._saved.weights),
             run=self._saved.run,
         )
-        done = self._gathering.gather(self._nodes, order, state)
-        lost = {site for site, reason in done.round.absent.items() if reason is Reason.STUDY_CHANGED}
-        self._nodes = {node: site for node, site in self._nodes.items() if site not in lost}  # shown the study again
+        done = self._gathering.gather(nodes, order, state)
+        for answer in done.tally.answers.values():
+            self._hear(answer)
+        self._proposals.forget(site for site, reason in done.round.absent.items() if reason is Reason.STUDY_CHANGED)
         return done
+
+    def _hear(self, answer: wire.Answer) -> None:
+        """Keep where the site says that its audit log stands, if it has signed that."""
+        if answer.audit and (public := self._options.identities.get(answer.site)):
+            with contextlib.suppress(MessageError):
+                stated = anchor.attested(answer.audit, public=public, site=answer.site, order=answer.order_hash)
+                self._logs[answer.site] = stated
+
+
+def _mended(reasons: set[str]) -> str:
+    """What to do about sites that were absent for these reasons, until a run can go on."""
+    if reasons == {str(Reason.NOT_APPROVED)}:
+        return "continue with resume when these sites have approved the study (`client approve`)"
+    if str(Reason.WIRE_VERSION) in reasons:
+        return "install the same release of Fedward at the server and at these sites, and continue with resume"
+    return "look into errors.log of the sites that failed, and continue with resume when all are back"

@@ -15,22 +15,31 @@ server is not.
 """
 
 import contextlib
+import ipaddress
 import json
 import os
 import secrets
+import stat
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from common import body, roster
 from common.crypto import certificates
 from common.crypto.certificates import Certified
-from common.crypto.identity import Identity
-from common.errors import DataError
-from common.roster import Member, Roster
+from common.crypto.identity import KEY_BYTES, Identity
+from common.errors import DataError, MessageError
+from common.roster import Member, Roster, RosterError
 
+Parsed = TypeVar("Parsed")
 LOOPBACK = ("127.0.0.1", "localhost")
+LOOPBACK_PORTS = 3  # the SuperLink, its health endpoint, the status page
+_LAST = {"port": 65535, "loopback": 65536 - LOOPBACK_PORTS}
+_AUTHORITY = "Fedward federation"
+_NAME = 64 - len(_AUTHORITY) - 1  # characters: a certificate's name has 64
+_ADDRESS = "an IPv4 or IPv6 address of this machine is needed, or 0.0.0.0 or :: for all of them"
 _FIELDS = {"name": str, "hosts": list, "listen": str, "port": int, "colluding": int, "min_sites": int, "loopback": int}
 _REQUEST = {"name": str, "identity": str, "supernode": str, "nominal_patients": int, "signature": str}
 
@@ -54,6 +63,11 @@ class Folder:
     colluding: int
     min_sites: int
     loopback: int
+
+    @property
+    def gate(self) -> str:
+        """Where the open port is, as one writes it."""
+        return f"[{self.listen}]:{self.port}" if ":" in self.listen else f"{self.listen}:{self.port}"
 
     @property
     def superlink(self) -> str:
@@ -81,31 +95,58 @@ class Folder:
 
     def online_key(self) -> Identity:
         """The key that signs orders, as the roster names it."""
-        return Identity(_read(self.path / "keys" / "online.key"))
+        path = self.path / "keys" / "online.key"
+        private = _read(path)
+        if len(private) != KEY_BYTES:
+            raise DataError(f"{path}: {len(private)} bytes instead of {KEY_BYTES}; restore it from your backup")
+        return Identity(private)
+
+    def demand_keys(self) -> None:
+        """Raises DataError, one line, where a key of the server is missing, or others may read it."""
+        for path in (self.path / "keys" / "online.key", self.secret, self.tls("gate")[1], self.tls("loopback")[1]):
+            try:
+                mode = stat.S_IMODE(path.stat().st_mode)
+            except OSError as error:
+                raise DataError(f"{path}: can't be read ({error.strerror}); restore it from your backup") from error
+            if mode & 0o077:
+                raise DataError(f"{path}: readable for others; make it the server's alone: chmod 600 {path}")
 
     def roster(self) -> Roster | None:
         """The roster in force. Raises RosterError, MessageError for one that isn't."""
         path = self.path / "roster.json"
-        return roster.parse(_read(path)) if path.exists() else None
+        return _named(path, roster.parse) if path.exists() else None
+
+    def revoked(self) -> frozenset[str]:
+        """SuperNode keys that an earlier roster had and the one in force has not."""
+        now = self.roster()
+        earlier = [_named(path, roster.parse) for path in (self.path / "rosters").glob("*.json")]
+        return frozenset(one.supernode for each in earlier for one in each.sites) - frozenset(
+            one.supernode for one in (now.sites if now is not None else ())
+        )
 
     def members(self) -> tuple[Member, ...]:
         """The sites of the next roster, by name."""
-        found = [read_request(_read(path)) for path in sorted((self.path / "sites").glob("*.json"))]
+        found = [_named(path, read_request) for path in sorted((self.path / "sites").glob("*.json"))]
         return tuple(sorted(found, key=lambda site: site.name))
 
 
 def found(path: Path, keys: Path, *, values: dict[str, Any], now: int) -> Folder:
-    """Make a folder and its keys; `values` as in federation.toml. Raises DataError where there is one already."""
+    """Make a folder and its keys; `values` as in federation.toml. Raises DataError where there is one already, or where
+    the values can't be; then nothing is made.
+    """
+    _demand(values)
     for place in (path, keys):
         if place.exists() and any(place.iterdir()):
             raise DataError(f"{place}: not empty; name a new folder, or remove what is in it")
     if keys.resolve().is_relative_to(path.resolve()):
         raise DataError(f"{keys}: lies in the server's folder; keep these keys where the server is not")
+    if not (1 <= len(values["name"]) <= _NAME and values["name"].isprintable()):
+        raise DataError(f"name {values['name']!r}: use 1 to {_NAME} printable characters")
     certificates.server(certificates.authority("check", now=now), values["hosts"], now=now)  # names are names
     for inner in ("tls", "keys", "sites", "rosters", "flower", "runs", "orders", "logs"):
         (path / inner).mkdir(parents=True, mode=0o700)
     keys.mkdir(parents=True, exist_ok=True, mode=0o700)
-    authority = certificates.authority(f"Fedward federation {values['name']}", now=now)
+    authority = certificates.authority(f"{_AUTHORITY} {values['name']}", now=now)
     write(keys / "ca.key", authority.key, private=True)
     write(keys / "ca.pem", authority.certificate)
     write(keys / "roster.key", Identity.new().private_bytes(), private=True)
@@ -130,12 +171,31 @@ def certify(folder: Folder, keys: Path, *, now: int) -> None:
         write(certificate, made.certificate)
 
 
+def changed(folder: Folder, values: dict[str, Any]) -> Folder:
+    """The folder with other ports, or other numbers of sites for its next roster. Raises DataError where they can't
+    be; then nothing is changed.
+    """
+    wanted = _values(folder) | values
+    _demand(wanted)
+    write(folder.path / "federation.toml", _toml(wanted).encode())
+    return open_folder(folder.path)
+
+
+def renamed(folder: Folder, hosts: list[str], keys: Path) -> Folder:
+    """The folder with other names of its server; `certify` makes the certificate for them. Raises DataError."""
+    if _read(keys / "ca.pem") != _read(folder.root):
+        raise DataError(f"{keys}: holds the authority of another federation")
+    certificates.server(certificates.authority("check", now=0), hosts, now=0)  # names are names
+    write(folder.path / "federation.toml", _toml(_values(folder) | {"hosts": hosts}).encode())
+    return open_folder(folder.path)
+
+
 def open_folder(path: Path) -> Folder:
     """The folder of a federation. Raises DataError, one line, where it isn't one."""
     try:
         values = tomllib.loads((path / "federation.toml").read_text(encoding="utf-8"))
     except OSError as error:
-        raise DataError(f"{path}: no federation's folder ({error.strerror}); make one with `server init`") from error
+        raise DataError(f"{path}: no federation's folder ({_why(path, error)}); make one with `server init`") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path / 'federation.toml'}: not valid TOML: {error}") from error
     if wrong := sorted(values.keys() ^ _FIELDS.keys()):
@@ -144,11 +204,20 @@ def open_folder(path: Path) -> Folder:
         if type(values[key]) is not kind:
             raise DataError(f"{path / 'federation.toml'}: {key} = {values[key]!r}; {kind.__name__} is needed")
     for key in ("port", "loopback"):
-        if not 1 <= values[key] <= 65533:
-            raise DataError(f"{path / 'federation.toml'}: {key} = {values[key]}; a port from 1 to 65533")
+        if not 1 <= values[key] <= _LAST[key]:
+            raise DataError(f"{path / 'federation.toml'}: {key} = {values[key]}; a port from 1 to {_LAST[key]}")
+    if not _address(values["listen"]):
+        raise DataError(f"{path / 'federation.toml'}: listen = {values['listen']!r}; {_ADDRESS}")
     if not all(isinstance(host, str) for host in values["hosts"]):
         raise DataError(f"{path / 'federation.toml'}: hosts = {values['hosts']!r}; a list of names and addresses")
     return Folder(path=path, **values | {"hosts": tuple(values["hosts"])})
+
+
+def _why(path: Path, error: OSError) -> str:
+    with contextlib.suppress(OSError):
+        if (path / "site.toml").exists():
+            return "but a hospital's site folder, which `client` takes"
+    return error.strerror or str(error)
 
 
 def read_request(data: bytes) -> Member:
@@ -186,6 +255,42 @@ def _read(path: Path) -> bytes:
         raise DataError(f"{path}: can't be read ({error.strerror}); restore it from your backup") from error
 
 
+def _named(path: Path, parse: Callable[[bytes], Parsed]) -> Parsed:
+    """What is in this file. Raises what `parse` does, and says which file."""
+    try:
+        return parse(_read(path))
+    except (MessageError, RosterError) as error:
+        raise type(error)(f"{path}: {error}; restore it from your backup") from error
+
+
+def _values(folder: Folder) -> dict[str, Any]:
+    return {key: getattr(folder, key) for key in _FIELDS}
+
+
+def _address(listen: str) -> bool:
+    if listen in ("", *LOOPBACK):
+        return True
+    with contextlib.suppress(ValueError):
+        return bool(ipaddress.ip_address(listen))
+    return False
+
+
+def _demand(values: dict[str, Any]) -> None:
+    """Raises DataError for a roster that nobody would take, for an address that is none, and for ports that are one
+    another's.
+    """
+    if not _address(values["listen"]):
+        raise DataError(f"listen {values['listen']!r}: {_ADDRESS}")
+    if values["min_sites"] - values["colluding"] < roster.LEAST_HONEST:
+        text = f"min_sites {values['min_sites']}, colluding {values['colluding']}"
+        raise DataError(f"{text}: at least {roster.LEAST_HONEST} honest sites have to be left")
+    own = range(values["loopback"], values["loopback"] + LOOPBACK_PORTS)
+    if values["port"] in own and values["listen"] in ("", "0.0.0.0", "::", *LOOPBACK):  # noqa: S104 - compared
+        raise DataError(
+            f"port {values['port']} is one of the {LOOPBACK_PORTS} on loopback, {own[0]} to {own[-1]}: choose another"
+        )
+
+
 def _toml(values: dict[str, Any]) -> str:
     """Strings, whole numbers and lists of strings: JSON writes them as TOML does."""
-    return "".join(f"{key} = {json.dumps(values[key], ensure_ascii=True)}\n" for key in _FIELDS)
+    return "".join(f"{key} = {json.dumps(values[key], ensure_ascii=False)}\n" for key in _FIELDS)

@@ -5,18 +5,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from common.errors import RunError
-from server.events import Event, read
+from server.events import Event, moved, read
 
 ENDS = ("finished", "stopped")
 _HEADLINES = ("auc", "dice", "map50")
 
 
-def follow(out: Path, *, alive: Callable[[], bool], poll: float = 1.0, from_start: bool = True) -> Iterator[Event]:
-    """The events of a run as they come, until it has ended or `alive` (asked every 20 s) says that it doesn't go on.
+def follow(out: Path, *, alive: Callable[[], bool], poll: float = 1.0, seen: int = 0) -> Iterator[Event]:
+    """The events of a run after the first `seen`, as they come, until it has ended or `alive` (asked every 20 s) says
+    that it doesn't go on.
 
     Raises RunError for a damaged log.
     """
-    seen = 0 if from_start else len(_events(out))
     asked = time.monotonic()
     while True:
         events = _events(out)
@@ -41,8 +41,10 @@ def _events(out: Path) -> list[Event]:
         return []
 
 
-def line(event: Event, *, rounds: int) -> str:
-    """An event as one line; "" for those that say nothing to a coordinator."""
+def line(event: Event, *, rounds: int, epsilon: float | None = None) -> str:
+    """An event as one line; "" for those that say nothing to a coordinator. `epsilon`: the largest that a site has been
+    charged by then.
+    """
     kind = event["event"]
     absent = ", ".join(f"{site} {reason}" for site, reason in sorted(event.get("absent", {}).items()))
     missing = f"; absent: {absent}" if absent else ""
@@ -53,7 +55,8 @@ def line(event: Event, *, rounds: int) -> str:
     if kind == "round":
         took = event["seconds"].get("train", 0.0)
         score = _score(event.get("metrics", {}).get("val", {}))
-        return f"round {event['round']} of {rounds}: {len(event['participants'])} sites in {took:.0f} s{score}{missing}"
+        closed = f"round {event['round']} of {rounds}: {len(event['participants'])} sites in {took:.0f} s"
+        return f"{closed}, {cost(*moved(event), epsilon)}{score}{missing}"
     if kind == "retry":
         return f"round {event['round']}, attempt {event['attempt']}: too few sites{missing}"
     if kind == "final":
@@ -61,6 +64,12 @@ def line(event: Event, *, rounds: int) -> str:
     if kind == "stopped":
         return f"stopped: {event['reason']}"
     return kind if kind == "finished" else ""
+
+
+def cost(up: int, down: int, epsilon: float | None) -> str:
+    """Bytes and privacy in words."""
+    spent = "" if epsilon is None else f", epsilon {epsilon:.2f} charged so far"
+    return f"{up / 1e6:.1f} MB up, {down / 1e6:.1f} MB down{spent}"
 
 
 def _score(metrics: dict[str, float | None]) -> str:

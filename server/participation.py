@@ -26,6 +26,11 @@ _STATES = (("took part", "tint"), ("offline", "grey"), ("late", "orange"), ("fai
 _COLUMNS = 100  # of the participation figure; more rounds share a column
 
 
+def in_words(code: str) -> str:
+    """A reason code in words."""
+    return _REASONS.get(code, code)
+
+
 def section(summary: Mapping[str, Any], counted: Sequence[Event], sites: Sequence[str]) -> Section:
     """The sites by round; those that missed one, and attempts that were repeated, in words."""
     rounds = summary["rounds"]
@@ -55,13 +60,13 @@ def _absences(site: str, reasons: Mapping[int, str], rounds: int) -> str:
     by_reason: dict[str, list[int]] = defaultdict(list)
     for number, reason in reasons.items():
         by_reason[reason].append(number)
-    parts = [f"{_REASONS.get(reason, reason)} in {_spans(numbers)}" for reason, numbers in by_reason.items()]
+    parts = [f"{in_words(code)} in {_spans(numbers)}" for code, numbers in by_reason.items()]
     return f"{site} took part in {rounds - len(reasons)} of {rounds} rounds: {'; '.join(parts)}."
 
 
 def _attempt(event: Event) -> str:
     causes = Counter(event["absent"].values())
-    parts = [f"{count} {_REASONS.get(reason, reason)}" for reason, count in causes.items()]
+    parts = [f"{count} {in_words(code)}" for code, count in causes.items()]
     return f"Round {event['round']}, attempt {event['attempt']} missed the quorum and was repeated: {', '.join(parts)}."
 
 

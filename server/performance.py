@@ -97,9 +97,11 @@ def _clinical(point: Mapping[str, Any], per_class: Mapping[str, Any]) -> str:
 
 
 def curves(summary: Mapping[str, Any], study: Mapping[str, Any]) -> list[Section]:
-    """The headline metric and the loss on validation patients, round by round; nothing where none were seen, as in a
-    deployment under `[privacy]`.
+    """The headline metric and the loss on validation patients, round by round; nothing before the first round, or where
+    none were seen, as in a deployment under `[privacy]`.
     """
+    if not summary["rounds"]:
+        return []
     key = HEADLINES[study["study"]["task"]]
     best = study["study"]["select"] == "best"
     figures = tuple(

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from common.errors import StudyError
 from common.model_files import Model
+from server.real_scatter import RealScatter
 
 
 class Portable(nn.Module):
@@ -16,8 +17,9 @@ class Portable(nn.Module):
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.network = model.network
-        if model.study.model.name == "scatter" and model.study.study.task == "classification":
-            self.network = _Unremembering(model.network)
+        if model.study.model.name == "scatter":
+            kind = _Scatter if model.study.study.task == "classification" else _PixelScatter
+            self.network = kind(model.network, model.study.model.image_size)
         self.mean, self.std = model.study.preprocessing.mean, model.study.preprocessing.std
         self.is_classifier = model.study.study.task == "classification"
 
@@ -26,19 +28,31 @@ class Portable(nn.Module):
         return torch.softmax(logits, dim=1) if self.is_classifier else torch.sigmoid(logits)
 
 
-class _Unremembering(nn.Module):
+class _Scatter(nn.Module):
     """A classifier of scattering features that computes them each time: a program can't look them up by digest."""
 
-    def __init__(self, network: Any) -> None:
+    def __init__(self, network: Any, image_size: tuple[int, int]) -> None:
         super().__init__()
-        self.head, self.cells = network.head, network.cells
+        self.head = network.head
+        self.features = RealScatter(image_size, network.cells, second=True)
 
     def forward(self, images: Tensor) -> Tensor:
-        from common.models.scatter import scattering
-
-        found = scattering(images, self.cells)
+        found = self.features(images)
         logits: Tensor = self.head(F.group_norm(found, found.shape[1] // 3).flatten(1))
         return logits if logits.shape[1] > 1 else torch.cat([torch.zeros_like(logits), logits], dim=1)
+
+
+class _PixelScatter(nn.Module):
+    """A classifier of every pixel by the scattering features near it."""
+
+    def __init__(self, network: Any, image_size: tuple[int, int]) -> None:
+        super().__init__()
+        self.network = network
+        self.features = RealScatter(image_size, (image_size[0] // 2, image_size[1] // 2), second=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network.answer(self.features(images), images)
+        return logits
 
 
 class PortableDetector(nn.Module):

@@ -33,7 +33,15 @@ def sections(summary: Mapping[str, Any]) -> list[Section]:
     )
     table = Table(
         caption="The study's promise by site",
-        columns=("Site", "Epsilon", "Delta", "Steps planned", "Steps charged", "Epsilon of these", "Declared patients"),
+        columns=(
+            "Site",
+            "Epsilon",
+            "Delta",
+            "Steps planned",
+            "Steps charged, at least",
+            "Epsilon of these",
+            "Declared patients",
+        ),
         rows=tuple(
             (
                 name,
@@ -59,6 +67,12 @@ def sections(summary: Mapping[str, Any]) -> list[Section]:
     blocks.append(Text(paragraphs=tuple(lines), listed=len(lines) > 1))
     if "ledger" in first:
         blocks.append(_ledgers(sites, names))
+    else:
+        text = (
+            "Charged steps are counted from the answers that closed a round. A site's own ledger counts every attempt,"
+            " and is right; it never goes beyond the steps planned, for which the study's epsilon stands."
+        )
+        blocks.append(Text(paragraphs=(text,)))
     blocks += [Text(paragraphs=("Not covered:",)), Text(paragraphs=NOT_COVERED, listed=True)]
     return [
         Section(

@@ -13,7 +13,7 @@ from common.errors import RunError
 from common.page import Note, Numbers, Section, Table, Text
 from server import participation, performance, protection
 from server.checkpoint import write_atomically
-from server.events import Event, effective, read
+from server.events import Event, anchors, effective, read
 from server.events import summary as summary_of
 from server.performance import HEADLINES, MEANING, NAMES
 
@@ -68,6 +68,7 @@ def sections(summary: Mapping[str, Any], events: Sequence[Event]) -> list[Sectio
     """What the coordinator may show: nothing that a site did not send. `events` as `read` gives them."""
     counted = effective(events)
     study = counted[0]["study"]
+    logs = anchors(events)
     return [
         _result(summary, study, counted),
         _study(study, counted),
@@ -76,6 +77,7 @@ def sections(summary: Mapping[str, Any], events: Sequence[Event]) -> list[Sectio
         *protection.sections(summary),
         participation.section(summary, counted, _sites(counted)),
         _traffic(summary, counted),
+        *([_logs(logs)] if logs else []),
         _limits(counted[0]["backend"], private=study.get("privacy") is not None, secure=_secure(study)),
     ]
 
@@ -215,6 +217,22 @@ def _traffic(summary: Mapping[str, Any], counted: Sequence[Event]) -> Section:
         title="Time and traffic",
         lead="What the run cost in hours and on the line. 1 MB is a million bytes; repeated attempts are not counted.",
         blocks=(Numbers(items=tiles), page.folded(table, summary=f"All {len(sites)} sites")),
+    )
+
+
+def _logs(logs: Mapping[str, str]) -> Section:
+    """What the coordinator holds against each hospital's own account of the run."""
+    table = Table(
+        caption="Each site's last signed statement: the number of a line of its audit log, and the line's SHA-256",
+        columns=("Site", "Line"),
+        rows=tuple((site, logs[site]) for site in sorted(logs, key=page.natural)),
+        align="ll",
+    )
+    return Section(
+        title="What the sites wrote down",
+        lead="A site whose log does not contain this line has cut or rewritten it: `client audit verify SITE --anchor "
+        "LINE` tells.",
+        blocks=(page.folded(table, summary=f"All {len(logs)} sites"),),
     )
 
 

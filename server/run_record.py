@@ -29,4 +29,5 @@ def current(folder: Folder) -> Current | None:
     try:
         return Current(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise RunError(f"{path}: can't be read ({error}); remove it") from error
+        why = error.strerror if isinstance(error, OSError) else "it is not what `server run` wrote"
+        raise RunError(f"{path}: can't be read ({why}); remove it: then no run counts as the current one") from error

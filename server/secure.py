@@ -199,7 +199,7 @@ class _Attempt:
 
     def _close(self, session: Session, following: Session, listed: KeyList | None) -> None:
         """B where too few survived: nothing of the session is ever opened, and the next one is set up all the same."""
-        asked = self._of(session.holders)
+        asked = self._of(session.masked)  # others could not: they have not had the order
         orders = self._all(asked, "open", session.ask_closing(listed)) | self._strays(following, listed, asked)
         self._exchange(orders, lambda _s, _a, messages: _take_shares(following, messages))
         self._run.take_up(following)

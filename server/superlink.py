@@ -4,6 +4,9 @@ from common import processes
 from common.processes import Program
 from server.folder import Folder
 
+# glibc gives what a model's bytes took back to the system at once, not to be kept by each thread for the next.
+_RETURNED = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": str(2**20)}
+
 
 def programs(folder: Folder) -> list[Program]:
     """What `server up` keeps running, in the order in which to start it."""
@@ -23,7 +26,7 @@ def programs(folder: Folder) -> list[Program]:
         "--disable-runtime-dependency-installation",
         f"--health-server-address={folder.health}",
     )
-    environment = {**processes.quiet_flower(), "FLWR_HOME": str(folder.path / "flower")}
+    environment = {**processes.quiet_flower(), **_RETURNED, "FLWR_HOME": str(folder.path / "flower")}
     commands = {
         "superlink": superlink,
         "executor": processes.python("server.executor", str(folder.path)),

@@ -5,12 +5,14 @@ patient-level privacy and encrypted updates. Everything is stopped at the end, w
 """
 
 import json
+import os
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from common.errors import RunError
@@ -28,7 +30,7 @@ def federation(out: Path, *, say: Say) -> Path:
     """Bring up the federation in `out`, train, stop it; the folder of the run. Raises RunError, one line."""
     if out.exists():
         raise RunError(f"{out}: is there already; choose another --out")
-    first = _free_ports(4 + 2 * SITES)
+    first = free_ports(4 + 2 * SITES)
     home, keys, study = out / "server", out / "coordinator-keys", load(_STUDY)
     sites = [out / f"hospital-{number}" for number in range(SITES)]
     say("The coordinator makes the federation")
@@ -53,11 +55,13 @@ def federation(out: Path, *, say: Say) -> Path:
         for site in sites:
             stack.enter_context(_running(out / f"{site.name}.log", "client", "up", site))
         say("Server and hospitals are up; the coordinator starts the study")
-        _until(lambda: _can("server", "run", _STUDY, "--folder", home, "--out", run, "--detach"), "the server", 120)
+        start = ("server", "run", _STUDY, "--folder", home, "--out", run, "--detach")
+        until(lambda: _can(*start), "the server", seconds=120)
         for site in sites:
-            _until(lambda site=site: _can("client", "approve", site, study.sha256), f"{site.name} to see it", 180)  # type: ignore[misc]
+            approve = partial(_can, "client", "approve", site, study.sha256)
+            until(approve, f"{site.name} to see it", seconds=180)
             say(f"{site.name}: read and approved")
-        _until(lambda: _ended(run), "the run to end", _PATIENCE)
+        until(lambda: _ended(run), "the run to end", seconds=_PATIENCE)
     if not (run / "model.safetensors").exists():
         raise RunError(f"{run}: the run stopped; its events.jsonl says why")
     return run
@@ -97,12 +101,13 @@ def _running(log: Path, *words: object) -> Iterator[None]:
             process.kill()
 
 
-def _until(true: Callable[[], bool], what: str, seconds: float) -> None:
+def until(true: Callable[[], bool], what: str, *, seconds: float) -> None:
+    """Raises RunError when it isn't true in time."""
     end = time.monotonic() + seconds
     while not true():
         if time.monotonic() > end:
             raise RunError(f"waited {seconds:.0f} s for {what} in vain; the logs beside it say why")
-        time.sleep(1)
+        time.sleep(0.5)
 
 
 def _ended(run: Path) -> bool:
@@ -111,9 +116,9 @@ def _ended(run: Path) -> bool:
     return any(json.loads(line)["event"] in ("finished", "stopped") for line in lines[-2:])
 
 
-def _free_ports(count: int) -> int:
+def free_ports(count: int) -> int:
     """The first of so many ports in a row that nobody listens on."""
-    for first in range(21000, 60000, count):
+    for first in range(20000 + os.getpid() * 97 % 10000, 60000, count):  # others look at the same time
         with ExitStack() as stack:
             try:
                 for port in range(first, first + count):

@@ -25,13 +25,14 @@ from server.private_metrics import measurable, planned_half_width
 from simulations.sites import lifetime
 
 _MOMENTS = {"sgd": 1, "adam": 2, "adamw": 2}  # values an optimiser keeps per trained parameter
+_TRY = "too much for a linear model; try on public images"  # a network may learn all the same: common.accounting
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protection:
     """What `[privacy]` costs in learning, if all sites have `patients` and one image each.
 
-    Noise over signal of the whole run: below 0.1 all is well, above 0.5 nothing is learnt.
+    Noise over signal of the whole run: below 0.1 all is well, above 0.5 a linear model learns nothing.
     """
 
     statement: dict[str, Any]
@@ -122,7 +123,7 @@ def _protection(study: Study, trained: int, *, images: int, sites: int) -> Prote
     mu, prior = plan_mu(event), study.training.class_prior
     counted = len(prior) * min(prior) if prior else 1.0  # mean weight of a patient, whose class is as common as said
     ratio = noise_over_signal(mu=mu, trained_parameters=trained, sites=sites, patients=sites * images * counted)
-    verdict = "all is well" if ratio < 0.1 else "nothing will be learnt" if ratio > 0.5 else "learning will suffer"
+    verdict = "all is well" if ratio < 0.1 else "learning will suffer" if ratio <= 0.5 else _TRY
     return Protection(
         statement=guarantee.statement(study, nominal_patients=images, rounds_charged=0),
         patients=images,

@@ -146,9 +146,9 @@ def _classes(study: Study, rows: Sequence[Row], *, phantom: bool) -> tuple[str, 
         return LABELS if phantom else tuple(sorted({one.label for one in known if one.label is not None}))
     if phantom:
         return LABELS[1:]
-    if task == "segmentation":
-        return tuple(sorted({name for one in known for name in one.mask_names or ()})) or ("object",)
-    return tuple(sorted({box.name for one in known for box in one.boxes or ()}))
+    outlined = tuple(sorted({name for one in known for name in one.mask_names or ()})) or ("object",)
+    boxed = tuple(sorted({box.name for one in known for box in one.boxes or ()}))
+    return boxed if task == "detection" and boxed else outlined
 
 
 def _write(model: nn.Module, out: Path, *, data: str, public: Study, whole: bool) -> tuple[int, str]:

@@ -15,7 +15,7 @@ from client import cache as caches
 from client import chain, cohort, index, ledger
 from client.membership import ROSTER, described, make_identity, pin
 from client.records import Row
-from client.site import Site, open_site, site_toml
+from client.site import Site, one_digit, open_site, site_toml
 from common import guarantee
 from common.budget import Filter
 from common.crypto.identity import Identity
@@ -81,11 +81,11 @@ def prepare(
     shifted = {site: _shifted(source, study, site, own, scanners[site]) for site, own in assignment.items()}
     key = derive(study.study.seed, "patient key").to_bytes(32, "big")
     everything = [row for own in shifted.values() for row in own]
-    nominal = {site: one_digit(len({row.patient for row in own})) for site, own in shifted.items()}
+    nominal = {site: declared(len({row.patient for row in own})) for site, own in shifted.items()}
 
-    def written(parent: Path, declared: Mapping[str, int]) -> tuple[Path, ...]:
+    def written(parent: Path, numbers: Mapping[str, int]) -> tuple[Path, ...]:
         return tuple(
-            write_site(parent / site, rows=own, cache=source.cache, key=key, nominal_patients=declared.get(site))
+            write_site(parent / site, rows=own, cache=source.cache, key=key, nominal_patients=numbers.get(site))
             for site, own in shifted.items()
         )
 
@@ -197,7 +197,7 @@ def enrol(folders: Sequence[Path], study: Study, folder: Path) -> Path:
     if not (folder / ROSTER).exists():
         quorum = max(2, study.study.min_sites)
         members = [
-            described(site, name=site.name, supernode="simulated", nominal_patients=_declared(site)) for site in folders
+            described(site, name=site.name, supernode="simulated", nominal_patients=_nominal(site)) for site in folders
         ]
         roster = issue(
             Identity.new(),
@@ -213,14 +213,14 @@ def enrol(folders: Sequence[Path], study: Study, folder: Path) -> Path:
     return folder
 
 
-def _declared(site: Path) -> int:
+def _nominal(site: Path) -> int:
     own = open_site(site).nominal_patients
-    return own if own is not None else one_digit(len({row.patient for row in index.read(site)}))
+    return own if own is not None else declared(len({row.patient for row in index.read(site)}))
 
 
-def one_digit(number: int) -> int:
-    """Rounded to one significant digit, at least 1: what a hospital would declare."""
-    return max(1, int(float(f"{number:.0e}")))
+def declared(number: int) -> int:
+    """What a hospital of so many patients would declare: one significant digit, at least 1."""
+    return max(1, one_digit(number))
 
 
 def protect(folder: Path, study: Study, *, shares: Mapping[str, float]) -> None:

@@ -2,12 +2,11 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +15,8 @@ from small import write_site
 from typer.testing import CliRunner
 
 from client import run_cli as client_cli
-from client.site import site_toml
+from client.private import nominal_patients
+from client.site import open_site, site_toml
 from common import processes
 from common.study import Study
 from server.__main__ import app as server_app
@@ -24,6 +24,7 @@ from server.control import Control
 from server.events import Event, effective, read
 from server.folder import Folder, open_folder
 from server.orders import Order, give
+from simulations.loopback import free_ports
 
 client_app = typer.Typer()
 for command in (client_cli.init, client_cli.join, client_cli.up):
@@ -31,19 +32,6 @@ for command in (client_cli.init, client_cli.join, client_cli.up):
 
 _CLIENT = "import typer; from client.run_cli import up; typer.run(up)"
 _QUIET = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-
-
-def free_ports(count: int) -> int:
-    """The first of so many ports in a row that nobody listens on."""
-    for first in range(20000 + os.getpid() % 10000, 60000, count):
-        with ExitStack() as stack:
-            try:
-                for port in range(first, first + count):
-                    stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return first
-    raise RuntimeError("no free ports")
 
 
 def wait(what: str, true: Callable[[], bool], *, seconds: float = 120.0) -> None:
@@ -70,20 +58,34 @@ class Federation:
     folder: Folder
     sites: tuple[Path, ...]
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    prefix: dict[str, tuple[str, ...]] = field(default_factory=dict)  # of a command: where a site is to run
 
     def start(self, name: str, *command: str) -> None:
         log = (self.base / f"{name}.out").open("ab")
-        self.running[name] = subprocess.Popen(
-            [sys.executable, "-P", *command], env={**os.environ, **_QUIET}, stdout=log, stderr=log
-        )
+        command = (*self.prefix.get(name, ()), sys.executable, "-P", *command)
+        self.running[name] = subprocess.Popen(command, env={**os.environ, **_QUIET}, stdout=log, stderr=log)
         log.close()
 
     def start_server(self) -> None:
-        self.start("server", "-m", "server", "up", "--folder", str(self.folder.path))
+        self.start_owner("server")
         wait("SuperLink", lambda: processes.serving(self.folder.health))
+
+    def start_owner(self, name: str) -> None:
+        """`server up` or a site's `client up`, not waited for: what systemd would start again."""
+        if name == "server":
+            self.start("server", "-m", "server", "up", "--folder", str(self.folder.path))
+        else:
+            self.start_site(next(site for site in self.sites if site.name == name))
 
     def start_site(self, site: Path) -> None:
         self.start(site.name, "-c", _CLIENT, str(site))
+
+    def start_all(self) -> None:
+        """Server and sites, until all of these are heard of."""
+        self.start_server()
+        for site in self.sites:
+            self.start_site(site)
+        wait(f"{len(self.sites)} sites online", lambda: self.online() == len(self.sites))
 
     def end(self, *names: str) -> None:
         """Ask these, or all, to end, and wait until they have."""
@@ -98,7 +100,7 @@ class Federation:
         assert roster is not None
         control = Control(self.folder)
         try:
-            return sum(control.online({site.name: site.supernode for site in roster.sites}).values())
+            return sum(control.online(roster.supernodes).values())
         finally:
             control.close()
 
@@ -146,24 +148,37 @@ class Federation:
 
 @contextmanager
 def federation(base: Path, *, sites: int, min_sites: int = 2, images: int = 24) -> Iterator[Federation]:
-    """Enrolled by the commands that people use; nothing is started yet. At the end everything is stopped."""
-    first, folder, keys = free_ports(4 + 2 * sites), base / "federation", base / "keys"
-    ran(
-        server_app,
-        *("init", folder, "--keys", keys, "--host", "localhost", "--host", "127.0.0.1", "--listen", "127.0.0.1"),
-        *("--port", first, "--loopback", first + 1, "--min-sites", min_sites, "--colluding", 0),
-    )
+    """New sites of random images, enrolled; nothing is started yet. At the end everything is stopped."""
     folders = []
     for number in range(sites):
         site = write_site(base / f"site-{number}", images=images, seed=number)
         text = site_toml(site.name, nominal_patients=20, simulated=True)
         (site / "site.toml").write_text(text, encoding="utf-8")
-        ran(client_app, "init", site, "--name", site.name, "--patients", 20, "--loopback", first + 4 + 2 * number)
         folders.append(site)
+    with enrolled(base, folders, min_sites=min_sites) as made:
+        yield made
+
+
+@contextmanager
+def enrolled(base: Path, folders: Sequence[Path], *, min_sites: int = 2, join: bool = True) -> Iterator[Federation]:
+    """These site folders enrolled by the commands that people use, with the numbers of patients that they declare.
+
+    Without `join` the sites have their keys and are in the roster, which is all that the server looks at.
+    """
+    first, folder, keys = free_ports(4 + 2 * len(folders)), base / "federation", base / "keys"
+    ran(
+        server_app,
+        *("init", folder, "--keys", keys, "--host", "localhost", "--host", "127.0.0.1", "--listen", "127.0.0.1"),
+        *("--port", first, "--loopback", first + 1, "--min-sites", min_sites, "--colluding", 0),
+    )
+    for number, site in enumerate(folders):
+        patients = nominal_patients(open_site(site)) if (site / "site.toml").exists() else 20
+        own = ("--name", site.name, "--patients", patients)
+        ran(client_app, "init", site, *own, "--loopback", first + 4 + 2 * number)
     ran(server_app, "add-site", *(site / "request.json" for site in folders), "--folder", folder)
     ran(server_app, "sign", "--keys", keys, "--folder", folder)
     server = f"localhost:{first}"
-    for site in folders:
+    for site in folders if join else ():
         ran(client_app, "join", site, folder / "roster.json", "--ca", folder / "ca.pem", "--server", server, "--yes")
     made = Federation(base=base, folder=open_folder(folder), sites=tuple(folders))
     try:

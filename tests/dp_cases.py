@@ -57,6 +57,17 @@ def losses_of(study: Study) -> Losses:
     return task_of(study).losses
 
 
+def ill_conditioned(model: nn.Module) -> nn.Module:
+    """Weights as a malicious server may send them: large parts that cancel, so that rounding is most of a gradient."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 4:
+                parameter.sub_(parameter.flatten(1).mean(dim=1).view(-1, 1, 1, 1)).mul_(2.0**6)
+            elif name.endswith("bias"):
+                parameter.add_(2.0**18)
+    return model
+
+
 def random_batch(study: Study, count: int, *, rng: np.random.Generator) -> Batch:
     """Images of noise with random truth."""
     height, width = study.model.image_size
@@ -91,7 +102,9 @@ def some_views(study: Study, counts: tuple[int, ...], *, seed: int = 0) -> list[
 
 
 def micro_of(study: Study, counts: tuple[int, ...], *, slots: int, seed: int = 0) -> Microbatch:
-    (micro,) = pack(some_views(study, counts, seed=seed), slots=slots, blank=blank_of(study))
+    (micro,) = pack(
+        some_views(study, counts, seed=seed), slots=slots, blank=blank_of(study), most=max(counts, default=1)
+    )
     return micro
 
 

@@ -34,6 +34,9 @@ def saved(folder: Path, study: Study, *, seed: int = 1) -> Path:
     folder.mkdir(parents=True)
     with seeded(seed, "test"):
         network = build_model(study)
+    if study.model.name == "scatter":  # an untrained head is 0: it would answer alike whatever the features are
+        with torch.no_grad(), seeded(seed, "test"):
+            network.get_parameter("head.weight").normal_(std=0.02)
     if study.model.name == "retinanet":  # an untrained detector proposes nothing
         with torch.no_grad():
             bias: Any = network.get_parameter("head.classification_head.cls_logits.bias")

@@ -1,13 +1,15 @@
 """Small federations for the tests of secure aggregation: a roster, the real client of each site, an honest server."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from hashlib import sha256
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from client.session import Invitation, Opening, Sessions
 from common.crypto.identity import Identity
+from common.errors import MessageError
 from common.masking import Encoding, MaskedSum, encode
 from common.roster import Roster, issue, member
 from common.session import answered
@@ -166,3 +168,14 @@ def values_of(name: str) -> NDArray[np.float32]:
 
 def wide_of(name: str) -> NDArray[np.float64]:
     return np.array([float(sha256(name.encode()).digest()[0])])
+
+
+def refused(call: Callable[[], object], text: str = "") -> None:
+    with pytest.raises(MessageError, match=text or None) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+def one(data: bytes, fed: Federation, site: str, kind: str) -> bytes:
+    """The body of one message of an answer."""
+    return answered(data, fed.setting.roster, site=site)[kind].body

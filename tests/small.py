@@ -1,5 +1,6 @@
 """Small studies and site folders that many tests build on."""
 
+import json
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -99,7 +100,18 @@ def write_site(folder: Path, *, images: int, seed: int) -> Path:
     """A site folder named as the folder is, with this many images (and patients)."""
     (folder / "keys").mkdir(parents=True)
     (folder / "keys" / "patient.key").write_bytes(KEY)
+    (folder / "keys" / "patient.key").chmod(0o600)
     (folder / "site.toml").write_text(site_toml(folder.name, simulated=True), encoding="utf-8")
     source = write_npz(folder.parent / f"{folder.name}.npz", images=images, seed=seed)
     index.build("medmnist", source, folder, patient_key=KEY)
     return folder
+
+
+def toml_of(study: Study) -> str:
+    """The study as a file."""
+    lines = []
+    for table, keys in study.model_dump(mode="json", by_alias=True).items():
+        if isinstance(keys, dict):
+            lines += [f"[{table}]"]
+            lines += [f"{key} = {json.dumps(value)}" for key, value in keys.items() if value is not None]
+    return "\n".join(lines) + "\n"

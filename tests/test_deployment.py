@@ -1,7 +1,6 @@
 """Server and sites as real processes on loopback: enrolled, trained, killed, resumed, offered hostile bundles."""
 
 import io
-import json
 import signal
 import sqlite3
 import subprocess
@@ -14,7 +13,9 @@ from pathlib import Path
 
 import pytest
 from deployed import Federation, federation, ran, wait
-from small import tiny_study
+from flwr.proto.control_pb2 import StartRunRequest
+from flwr.proto.fab_pb2 import Fab
+from small import tiny_study, toml_of
 
 from client.supernode import MEMORY, open_connection
 from common import processes
@@ -41,7 +42,7 @@ def participants(found: list[events.Event]) -> list[tuple[int, int]]:
 
 def test_a_study_is_trained_by_three_sites(running: Federation, tmp_path: Path) -> None:
     study = tiny_study(study={"name": "first"})
-    (tmp_path / "study.toml").write_text(_toml(study.model_dump(mode="json", by_alias=True)), encoding="utf-8")
+    (tmp_path / "study.toml").write_text(toml_of(study), encoding="utf-8")
     said = ran(server_app, "run", tmp_path / "study.toml", "--folder", running.folder.path, "--out", tmp_path / "out")
     assert "round 2 of 2: 3 sites" in said and "report" in said
     for name in ("model.safetensors", "model.json", "report.html", "summary.json"):
@@ -50,15 +51,6 @@ def test_a_study_is_trained_by_three_sites(running: Federation, tmp_path: Path) 
     assert status.count("online") == 3 and "finished:completed" in status
     with urllib.request.urlopen(f"http://127.0.0.1:{running.folder.page}/", timeout=30) as answer:
         assert "first" in answer.read().decode()
-
-
-def _toml(values: dict[str, object]) -> str:
-    lines = []
-    for table, keys in values.items():
-        if isinstance(keys, dict):
-            lines += [f"[{table}]"]
-            lines += [f"{key} = {json.dumps(value)}" for key, value in keys.items() if value is not None]
-    return "\n".join(lines) + "\n"
 
 
 def test_a_killed_worker_comes_back_and_its_site_takes_part_again(running: Federation, tmp_path: Path) -> None:
@@ -93,6 +85,16 @@ def test_a_killed_executor_loses_at_most_the_open_round(running: Federation, tmp
     assert [event["round"] for event in events.effective(found) if event["event"] == "round"] == [1, 2, 3, 4]
     resumed = next(event for event in found if event["event"] == "resumed")
     assert resumed["round"] >= 2
+
+
+def test_each_node_is_the_site_whose_key_it_holds(running: Federation) -> None:
+    roster = running.folder.roster()
+    assert roster is not None
+    with closing(Control(running.folder)) as control:
+        assert sorted(control.sites(roster.supernodes).values()) == ["site-0", "site-1", "site-2"]
+        swapped = {"site-0": roster.supernodes["site-1"], "site-1": roster.supernodes["site-0"]}
+        by_key, other = control.sites(roster.supernodes), control.sites(swapped)
+    assert {by_key[node]: site for node, site in other.items()} == {"site-0": "site-1", "site-1": "site-0"}
 
 
 def test_a_site_that_is_away_is_named(running: Federation, tmp_path: Path) -> None:
@@ -141,6 +143,22 @@ def test_nothing_in_a_bundle_is_run_or_installed(running: Federation, tmp_path: 
     assert not mark.exists()
     homes = [running.folder.path / "flower", *(site / "supernode" / "flower" for site in running.sites)]
     assert not [path for home in homes for path in home.rglob("*.py")]
+
+
+def test_a_run_of_agent_type_is_refused_and_the_next_study_is_trained(running: Federation, tmp_path: Path) -> None:
+    """Flower knows by the bundle what kind of run it is."""
+    mark, made = tmp_path / "mark", io.BytesIO()
+    with zipfile.ZipFile(made, "w") as file:
+        for name, text in HOSTILE.items():
+            text = text.replace("{mark!r}", repr(str(mark)))
+            file.writestr(name, text.replace('serverapp = "server.app:app"', 'agentapp = "server.app:app"'))
+    with closing(Control(running.folder)) as control:
+        request = StartRunRequest(fab=Fab(content=made.getvalue()), user_prompt="train")
+        number = int(control._ask(control._client.StartRun, request).run_id)
+        wait("its end", lambda: control.status(number) == "finished:failed", seconds=60)
+    assert not mark.exists()
+    running.submit(tiny_study(study={"name": "after-agent"}), tmp_path / "out")
+    assert participants(running.finished(tmp_path / "out")) == [(1, 3), (2, 3)]
 
 
 def test_the_bundle_would_leave_its_mark_if_it_were_run(tmp_path: Path) -> None:

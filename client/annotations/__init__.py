@@ -22,7 +22,11 @@ class Finding(StrEnum):
     BOX_WITHOUT_AREA = "box_without_area"  # dropped
     LABEL_WITHOUT_IMAGE = "label_without_image"  # a label, mask or box file entry that matches no image
     ANNOTATION_NOT_USABLE = "annotation_not_usable"  # a DICOM object that can't be read, or not be laid onto an image
+    OWN_RESULT = "own_result"  # left out: what a model of Fedward's said is no truth to train the next one on
+    MADE_BY_A_PROGRAM = "made_by_a_program"  # left out: segments and reports without a person's hand or verification
     OVERLAPPING_CLASSES = "overlapping_classes"  # kept: a mask holds one class for each pixel, the later segment's
+    NOT_COMPARABLE = "not_comparable"  # left out: masks with named classes beside masks with numbered ones
+    OUTVOTED = "outvoted"  # kept: without a class that one of several readers saw in the image
     SAME_IN_TWO_PATIENTS = "same_in_two_patients"  # kept: which of the two is right is not for a program to say
 
 
@@ -47,7 +51,8 @@ class Subject:
     frame: int = 0
     sop_uid: str | None = None
     study_uid: str | None = None
-    patient_id: str | None = None
+    patient_id: str | None = None  # in the file's header
+    patient: str | None = None  # whose image it is, as `patients.csv` or the header says
 
 
 class Known(Protocol):

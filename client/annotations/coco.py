@@ -56,8 +56,8 @@ class Coco:
                 Drop.BAD_ANNOTATION, f"{entry.place} has an object that is not COCO ({type(error).__name__})"
             ) from None
         self._remarks += [Remark(finding=Finding.BOX_WITHOUT_AREA, place=entry.place)] * without_area
-        names = tuple(entry.categories.values()) if mask is not None else None
-        return Annotation(boxes=kept, mask=mask, mask_names=names)
+        names = tuple(entry.categories.values())
+        return Annotation(boxes=kept, box_names=names, mask=mask, mask_names=names if mask is not None else None)
 
     def official(self, subject: Subject) -> Split | None:
         entry = self._entry(subject)

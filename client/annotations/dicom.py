@@ -10,7 +10,7 @@ from pathlib import Path
 from client import dicom_objects
 from client.annotations import Finding, Remark, Split, Subject, inside
 from client.dicom import quiet
-from client.dicom_objects import DicomObject, Geometry, Kind, Region, Report
+from client.dicom_objects import DicomObject, Geometry, Kind, Region, Report, Segmentation
 from client.drops import Unusable
 from client.readers import READERS_LIMIT, Reading
 from common.annotation import Annotation, Box
@@ -27,7 +27,8 @@ class Objects:
     An object counts for images of its own PatientID alone, those that it names by SOPInstanceUID, or, where it names
     none, those in its frame of reference. An image that a segmentation or structure set names and has nothing drawn on
     is background; one that a report has no box for is not annotated, but where another report has one it counts as a
-    reader that saw nothing. What can't be laid onto an image is left out and named in the remarks.
+    reader that saw nothing. What can't be laid onto an image is left out and named in the remarks; so are Fedward's own
+    results and, unless they're kept, segments and reports that a program made alone.
     """
 
     root: Path
@@ -36,6 +37,8 @@ class Objects:
     by_place: Mapping[Key, Sequence[str]]
     names: Mapping[str, str]  # the study's name for a name found
     unreadable: Mapping[str, str]  # relative path to what's wrong
+    left_out: Mapping[str, Finding]  # relative path to whose work it is, as a whole or in part
+    keeps_automatic: bool
     _used: set[str] = field(default_factory=set)
     _problems: Counter[tuple[str, str]] = field(default_factory=Counter)  # path and what's wrong: images
     _overlaps: Counter[str] = field(default_factory=Counter)
@@ -56,7 +59,9 @@ class Objects:
                     boxes = [replace(box, name=self._name(box.name)) for box, _ in self._boxes(subject, one)]
                     kept, without_area = inside(boxes, height=subject.height, width=subject.width)
                     self._remarks += [Remark(finding=Finding.BOX_WITHOUT_AREA, place=path)] * without_area
-                    (found if kept else blind).append(Reading(reader=path, annotation=Annotation(boxes=kept)))
+                    looked_for = tuple({self._name(region.name): None for region in one.regions})
+                    known = Annotation(boxes=kept, box_names=looked_for)
+                    (found if kept else blind).append(Reading(reader=path, annotation=known))
                     continue
                 drawn = one.mask(
                     subject.sop_uid or "", subject.frame, (subject.height, subject.width), self._geometry(subject)
@@ -92,6 +97,8 @@ class Objects:
 
     def remarks(self) -> Iterator[Remark]:
         yield from self._remarks
+        for path, finding in sorted(self.left_out.items()):
+            yield Remark(finding=finding, place=path)
         for path, why in sorted(self.unreadable.items()):
             yield Remark(finding=Finding.ANNOTATION_NOT_USABLE, place=f"{path}: {why}")
         for (path, why), count in sorted(self._problems.items()):
@@ -119,6 +126,8 @@ class Objects:
         """The object, read again where it had to make room for others."""
         if path not in self._held:
             one, size = dicom_objects.read(self.root / path, self.kinds[path]), (self.root / path).stat().st_size
+            if isinstance(one, Segmentation) and not self.keeps_automatic:
+                one = one.by_people()
             while self._held and (
                 len(self._held) == READERS_LIMIT or size + sum(held for _, held in self._held.values()) > _HELD
             ):
@@ -140,12 +149,18 @@ class Objects:
 
 
 def read_objects(
-    root: Path, files: Sequence[str], names: Mapping[str, str], *, jobs: int | None = None
+    root: Path,
+    files: Sequence[str],
+    names: Mapping[str, str],
+    *,
+    keeps_automatic: bool = False,
+    jobs: int | None = None,
 ) -> Objects | None:
     """The annotation objects among the folder's files (relative paths), or None where there is none.
 
     Each is read once here, for what it's about, and again when its images come. Of two with one SOPInstanceUID the
-    first counts; a report without regions is no annotation, but counted as one.
+    first counts; a report without regions is no annotation, but counted as one. `keeps_automatic`: what a program made
+    alone is an annotation too.
     """
     kinds = _kinds(root, files, jobs)
     by_image: dict[Key, list[str]] = {}
@@ -153,6 +168,7 @@ def read_objects(
     unreadable: dict[str, str] = {}
     seen: set[Key] = set()
     silent: set[str] = set()
+    left_out: dict[str, Finding] = {}
     with quiet():
         for path, kind in kinds.items():
             try:
@@ -164,6 +180,12 @@ def read_objects(
                 unreadable[path] = "same SOPInstanceUID as an earlier file"
                 continue
             seen.add((one.patient_id, one.uid))
+            is_own, has_automatic = one.author == "fedward", isinstance(one, Segmentation) and one.automatic
+            if is_own or (not keeps_automatic and (one.author == "program" or has_automatic)):
+                left_out[path] = Finding.OWN_RESULT if is_own else Finding.MADE_BY_A_PROGRAM
+                if one.author != "person":
+                    silent.add(path)
+                    continue
             if isinstance(one, Report) and not one.regions:
                 silent.add(path)
                 continue
@@ -178,6 +200,8 @@ def read_objects(
             by_place=by_place,
             names=names,
             unreadable=unreadable,
+            left_out=left_out,
+            keeps_automatic=keeps_automatic,
             _used=silent,
         )
         if kinds

@@ -1,14 +1,15 @@
 """All that a folder's files know of its images, whoever drew it and in whatever format."""
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from client.annotations import Panel, Reader, Remark, Split, Subject, coco, masks, tables, voc
+from client.annotations import Finding, Panel, Reader, Remark, Split, Subject, coco, masks, tables, voc
 from client.annotations.dicom import read_objects
-from client.readers import Reading
+from client.readers import Reading, not_comparable
 from common.errors import DataError
 
 _BOXES = re.compile(r"boxes(-.+)?\.json")  # boxes.json, or boxes-READER.json for one of several
@@ -20,6 +21,7 @@ class Annotations:
     """The readers of a folder, those of `labels.csv` first, each with its name: "" where there is but one."""
 
     readers: tuple[tuple[str, Reader | Panel], ...]
+    _apart: Counter[str] = field(default_factory=Counter)  # by reader the images whose mask fits no other reader's
 
     @property
     def files(self) -> frozenset[str]:
@@ -34,6 +36,7 @@ class Annotations:
                 found += reader.readings(subject)
             else:
                 found.append(Reading(reader=name, annotation=reader.annotation(subject)))
+        self._apart.update(one.reader for one in not_comparable(found))
         return found
 
     def official(self, subject: Subject) -> Split | None:
@@ -44,9 +47,12 @@ class Annotations:
         """Further columns of an image's rows in tables, and what was measured in it."""
         return {name: value for _, reader in self.readers for name, value in reader.columns(subject).items()}
 
-    def remarks(self) -> Iterable[Remark]:
+    def remarks(self) -> Iterator[Remark]:
         """What was found, once every image has been asked for."""
-        return (remark for _, reader in self.readers for remark in reader.remarks())
+        for _, reader in self.readers:
+            yield from reader.remarks()
+        for name, count in sorted(self._apart.items()):
+            yield Remark(finding=Finding.NOT_COMPARABLE, place=f"{name or 'a reader without name'} ({count} images)")
 
 
 def has_masks(root: Path) -> bool:
@@ -67,9 +73,15 @@ def is_coco(path: Path) -> bool:
 
 
 def open_annotations(
-    root: Path, form: Literal["voc", "coco", "masks", "dicom"], files: Sequence[str], *, jobs: int | None
+    root: Path,
+    form: Literal["voc", "coco", "masks", "dicom"],
+    files: Sequence[str],
+    *,
+    keeps_automatic: bool = False,
+    jobs: int | None,
 ) -> Annotations:
     """The annotations among a folder's files (relative paths). Whatever the format, `labels.csv` may add labels.
+    `keeps_automatic`: DICOM objects that a program made alone count too.
 
     Raises DataError when a file that speaks for many images can't be read.
     """
@@ -91,7 +103,8 @@ def open_annotations(
             readers.append((reader, masks.read_masks(root, list(files), images=images, folder=folder)))
         if form == "dicom":
             readers += [(reader, coco.read_coco(root, [file])) for file, reader in _named(tops, _BOXES)]
-            readers.append(("", read_objects(root, files, tables.read_names(root), jobs=jobs)))
+            names = tables.read_names(root)
+            readers.append(("", read_objects(root, files, names, keeps_automatic=keeps_automatic, jobs=jobs)))
     return Annotations(readers=tuple((name, reader) for name, reader in readers if reader is not None))
 
 

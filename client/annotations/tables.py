@@ -18,8 +18,9 @@ LABELS, PATIENTS, NAMES = "labels.csv", "patients.csv", "names.csv"
 @dataclass
 class Labels:
     """`labels.csv`: `key,label` and any further columns. A key is a relative path, SOPInstanceUID, StudyInstanceUID or
-    PatientID: the narrowest wins, in that order. An empty label is no label; the row's further columns still count.
-    A column `reader` says who gave the label: then an image may have one from each.
+    patient, as `patients.csv` or the PatientID names it: the narrowest wins, in that order. An empty label is no label;
+    the row's further columns still count. A column `reader` says who gave the label: then an image may have one from
+    each.
     """
 
     rows: dict[str, list[tuple[int, dict[str, str]]]]
@@ -49,7 +50,7 @@ class Labels:
                     yield Remark(finding=Finding.LABEL_WITHOUT_IMAGE, place=f"{LABELS} line {line}")
 
     def _of(self, subject: Subject) -> list[tuple[int, dict[str, str]]]:
-        keys = [subject.path, subject.sop_uid, subject.study_uid, subject.patient_id]
+        keys = [subject.path, subject.sop_uid, subject.study_uid, subject.patient, subject.patient_id]
         present = [key for key in keys if key is not None and key in self.rows]
         self._used.update(present)
         return self.rows[present[0]] if present else []

@@ -1,4 +1,4 @@
-"""DICOM segmentations, structure sets and reports as plain values; with client/dicom.py the only door of pydicom here.
+"""DICOM segmentations, structure sets and reports as plain values; one of the doors of pydicom in this room.
 
 What was drawn is laid onto the stored pixels of an image by its place in the patient, so image and annotation may
 differ in spacing, orientation and size. A reader raises Unusable for a file that it can't use, and no other error but
@@ -12,9 +12,10 @@ from client.dicom_objects.opening import HEAD, Geometry, Kind, image_geometry, k
 from client.dicom_objects.origins import Origin, read_origin
 from client.dicom_objects.reports import Region, Report, read_report
 from client.dicom_objects.segments import Segmentation, read_segmentation
+from client.dicom_objects.views import View, view_of
 
 __all__ = ["HEAD", "DicomObject", "Geometry", "Kind", "Region", "Report", "Segmentation", "StructureSet"]
-__all__ += ["Origin", "image_geometry", "kind_of", "read", "read_origin"]
+__all__ += ["Origin", "View", "image_geometry", "kind_of", "read", "read_origin", "view_of"]
 
 DicomObject = Segmentation | StructureSet | Report
 

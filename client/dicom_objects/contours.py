@@ -10,7 +10,8 @@ import pydicom
 from numpy.typing import NDArray
 
 from client.dicom import refusing, text
-from client.dicom_objects import opening
+from client.dicom_objects import authors, opening
+from client.dicom_objects.authors import Author
 from client.dicom_objects.opening import (
     Geometry,
     Reference,
@@ -74,6 +75,7 @@ class StructureSet:
 
     uid: str
     patient_id: str | None
+    author: Author
     names: tuple[str, ...]
     images: frozenset[str]
     frames_of_reference: frozenset[str]
@@ -123,7 +125,7 @@ class StructureSet:
 def read_structure_set(path: Path) -> StructureSet:
     """A DICOM structure set. Raises Unusable, and no other error but OSError."""
     with refusing():
-        dataset = opening.read_object(path, "structure set", _TAGS)
+        dataset = opening.read_object(path, "structure set", [*authors.TAGS, *_TAGS])
         uid = text(dataset, "SOPInstanceUID")
         if uid is None:
             raise Unusable(Drop.BAD_ANNOTATION, "a structure set without SOPInstanceUID")
@@ -140,6 +142,7 @@ def read_structure_set(path: Path) -> StructureSet:
         return StructureSet(
             uid=uid,
             patient_id=text(dataset, "PatientID"),
+            author=authors.author_of(dataset),
             names=names,
             images=images_named([dataset], *_LISTED) | sources,
             frames_of_reference=frozenset(one for one in frames_of_reference if one),

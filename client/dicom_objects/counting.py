@@ -2,8 +2,9 @@
 
 import struct
 
-from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
+from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, VR
 
+_VRS = frozenset(vr.value.encode() for vr in VR)
 _LONG = frozenset(vr.value.encode() for vr in EXPLICIT_VR_LENGTH_32)
 _ITEM = b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00"
 _UNDEFINED = 0xFFFFFFFF
@@ -16,11 +17,17 @@ def elements(data: bytes, limit: int) -> int:
     Source: DICOM PS3.5 7.1, 7.5, A.4.
     """
     place, order, implicit = 132 if data[128:132] == b"DICM" else 0, "<", False
-    in_meta, syntax, fragments, count = True, b"", False, 0
+    in_meta, fragments, count = True, False, 0
+    syntax: bytes | None = None
     while place + 8 <= len(data) and count <= limit:
         if in_meta and data[place : place + 2] != b"\x02\x00":
             in_meta = False
-            order = ">" if syntax.rstrip(b"\0 ") == b"1.2.840.10008.1.2.2" else "<"
+            # Where no syntax is named, a first group that is absurd otherwise: pydicom has the same rule.
+            is_swapped = data[place + 1] >= 4 and data[place + 4 : place + 6] in _VRS
+            if syntax is None:
+                order = ">" if is_swapped else "<"
+            else:
+                order = ">" if syntax.rstrip(b"\0 ") == b"1.2.840.10008.1.2.2" else "<"
             implicit = not _is_vr(data[place + 4 : place + 6])
         group, number, length = struct.unpack_from(order + "HHI", data, place)
         vr = data[place + 4 : place + 6]

@@ -4,15 +4,18 @@ Unlike the reading of images for training, this takes the patient's identity: a 
 and stays at the site, beside the images.
 """
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pydicom
 
 from client.dicom import FORMAT, opened, read_tags, refusing, text
-from client.dicom_objects.opening import PLACES, decimals
+from client.dicom_objects.opening import PLACES, decimals, geometry
 from client.drops import Drop, Unusable
+from client.planes import SAME
 
 # fmt: off
 _NEEDED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
@@ -23,7 +26,12 @@ _MAY_BE_EMPTY = (  # type 2: a result has to have them, empty where the image ha
 _KEPT = (
     "IssuerOfPatientID", "PatientAge", "PatientIdentityRemoved", "DeidentificationMethod", "StudyDescription",
     "Modality", "SeriesNumber", "Laterality", "BodyPartExamined", "FrameOfReferenceUID", "PositionReferenceIndicator",
-    "LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod", "InstanceNumber",
+    "LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod",
+)
+# What tells images of one place from each other, in the order of their weight.
+_ORDER = (
+    "DiffusionBValue", "EchoNumbers", "TemporalPositionIdentifier", "AcquisitionNumber", "AcquisitionTime",
+    "InstanceNumber",
 )
 _FORMS = {
     "PatientBirthDate": r"\d{8}", "StudyDate": r"\d{8}", "StudyTime": r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?",
@@ -34,13 +42,20 @@ _FORMS = {
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Origin:
-    """An image's header. One segmentation can speak for images of one `key`: same series, size, place and direction."""
+    """An image's header. One report can speak for images of one `study`: same patient and study; one segmentation for
+    those of one `key`, at different `places`: besides same series, size and direction.
+
+    `places` say in mm how far each frame lies along the images' normal; None where the header does not say where they
+    lie, or several lie at one place. `order` sorts images of one place.
+    """
 
     dataset: pydicom.FileDataset
-    study: str
+    study: tuple[str | None, ...]  # patient's number, its issuer and StudyInstanceUID: UIDs alone repeat by mistake
     uid: str
     frames: int
     key: tuple[object, ...]
+    places: tuple[float, ...] | None
+    order: tuple[float, ...]
 
 
 def read_origin(path: Path) -> Origin:
@@ -50,7 +65,7 @@ def read_origin(path: Path) -> Origin:
     Raises Unusable, and no other error but OSError, where the file does not say which image of which study it is.
     """
     with refusing(), opened(path) as file:
-        dataset = read_tags(file, [*_NEEDED, *_MAY_BE_EMPTY, *_KEPT, *FORMAT, *PLACES], pixels=False)
+        dataset = read_tags(file, [*_NEEDED, *_MAY_BE_EMPTY, *_KEPT, *_ORDER, *FORMAT, *PLACES], pixels=False)
         for name in _NEEDED:
             if text(dataset, name) is None:
                 raise Unusable(Drop.UNSUPPORTED, f"no result can be written for an image without {name}")
@@ -62,15 +77,45 @@ def read_origin(path: Path) -> Origin:
             dataset.Modality = "OT"
         frames = int(dataset.get("NumberOfFrames") or 1)
         described = "PerFrameFunctionalGroupsSequence" in dataset or frames > 1
+        places = _places(dataset, frames)
         direction = tuple(round(float(v), 4) for v in decimals(dataset, "ImageOrientationPatient"))
+        study = tuple(text(dataset, name) for name in ("PatientID", "IssuerOfPatientID", "StudyInstanceUID"))
         series = (text(dataset, "SeriesInstanceUID"), text(dataset, "FrameOfReferenceUID"))
         spacing = str(dataset.get("PixelSpacing"))
         size = int(dataset.Rows), int(dataset.Columns), str(dataset.SOPClassUID)
         uid = str(dataset.SOPInstanceUID)
         return Origin(
             dataset=dataset,
-            study=str(dataset.StudyInstanceUID),
+            study=study,
             uid=uid,
             frames=frames,
-            key=(*series, *size, direction, spacing, uid if described or not direction else ""),
+            key=(*study, *series, *size, direction, spacing, uid if described or places is None else ""),
+            places=places,
+            order=tuple(_number(dataset, name) for name in _ORDER),
         )
+
+
+def _places(dataset: pydicom.Dataset, frames: int) -> tuple[float, ...] | None:
+    """See Origin. Frames that are not parallel have no places either."""
+    try:
+        planes = geometry(dataset, (int(dataset.Rows), int(dataset.Columns)), frames).planes
+    except Unusable:  # a place that is none
+        return None
+    first = next(iter(planes), None)
+    if text(dataset, "FrameOfReferenceUID") is None or first is None:
+        return None
+    found = []
+    for plane in planes:
+        if plane is None or not plane.parallel(first):
+            return None
+        found.append(float(plane.origin @ first.normal))
+    gaps = np.diff(np.sort(found))
+    return tuple(found) if (gaps > SAME).all() else None
+
+
+def _number(dataset: pydicom.Dataset, name: str) -> float:
+    try:
+        value = float(text(dataset, name) or 0)
+    except ValueError:
+        return 0.0
+    return value if math.isfinite(value) else 0.0

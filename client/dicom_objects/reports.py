@@ -14,7 +14,8 @@ import pydicom
 from numpy.typing import NDArray
 
 from client.dicom import refusing, text
-from client.dicom_objects import opening
+from client.dicom_objects import authors, opening
+from client.dicom_objects.authors import Author
 from client.dicom_objects.opening import Geometry, Reference, code, images_named, items, meaning, names_image, reference
 from client.drops import Drop, Unusable
 from client.planes import SAME
@@ -48,6 +49,7 @@ class Report:
 
     uid: str
     patient_id: str | None
+    author: Author
     images: frozenset[str]
     frames_of_reference: frozenset[str]
     regions: tuple[Region, ...]
@@ -79,7 +81,7 @@ class Report:
 def read_report(path: Path) -> Report:
     """A structured report. Raises Unusable, and no other error but OSError."""
     with refusing():
-        dataset = opening.read_object(path, "report", _TAGS)
+        dataset = opening.read_object(path, "report", [*authors.TAGS, *_TAGS])
         uid = text(dataset, "SOPInstanceUID")
         if uid is None:
             raise Unusable(Drop.BAD_ANNOTATION, "a report without SOPInstanceUID")
@@ -90,6 +92,7 @@ def read_report(path: Path) -> Report:
         return Report(
             uid=uid,
             patient_id=text(dataset, "PatientID"),
+            author=authors.author_of(dataset),
             images=named | {image for region in regions for image, _ in region.sources},
             frames_of_reference=frozenset(
                 region.frame_of_reference for region in regions if region.frame_of_reference and not region.sources

@@ -2,25 +2,27 @@
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
 
-from client.dicom import FORMAT, Tags, checked, refusing, stored_frame, text
-from client.dicom_objects import opening
+from client.dicom import FORMAT, Tags, checked, refusing, text
+from client.dicom_objects import authors, opening
+from client.dicom_objects.authors import Author
 from client.dicom_objects.opening import Geometry, Reference, first, images_named, items, names_image, reference
+from client.dicom_pixels import stored_frame
 from client.drops import Drop, Unusable
 from client.planes import SAME, Plane, sampled, step_between
 
 _DECODED_LIMIT = 4_000_000_000  # pixels of a segmentation decoded for one image
 _NAMES_LIMIT = 255  # values of a mask, without background
 _TAGS = [
-    "SegmentationType", "MaximumFractionalValue", "SegmentSequence", "ReferencedSeriesSequence",
+    *authors.TAGS, "SegmentationType", "MaximumFractionalValue", "SegmentSequence", "ReferencedSeriesSequence",
     "DimensionOrganizationType", *FORMAT, *opening.PLACES, "PixelData",
 ]  # fmt: skip
 _COUNTER = re.compile(r"(segment)?[\s_#-]*\d+|segment", re.IGNORECASE)
@@ -45,12 +47,14 @@ class Segmentation:
 
     uid: str
     patient_id: str | None
+    author: Author
     names: tuple[str, ...]
     images: frozenset[str]
     geometry: Geometry
     frames: tuple[Frame, ...]
     largest: int  # stored value of full coverage, of a fractional one; else 1
     values: NDArray[np.uint8]  # number of a segment to value of a mask
+    automatic: tuple[int, ...]  # numbers of the segments that a program made alone
     dataset: pydicom.FileDataset
     tags: Tags
 
@@ -59,6 +63,15 @@ class Segmentation:
         """Those that its frames have a place in."""
         own = self.geometry
         return frozenset({own.frame_of_reference} if own.frame_of_reference and any(own.planes) else ())
+
+    def by_people(self) -> Self:
+        """Without its automatic segments: a person's object, which has others."""
+        values = self.values.copy()
+        values[list(self.automatic)] = 0
+        left = np.unique(values[values > 0])
+        renumbered = np.zeros(_NAMES_LIMIT + 1, np.uint8)
+        renumbered[left] = np.arange(1, len(left) + 1)
+        return replace(self, names=tuple(self.names[k - 1] for k in left), values=renumbered[values], automatic=())
 
     def mask(
         self, image: str, frame: int, size: tuple[int, int], geometry: Geometry
@@ -176,12 +189,18 @@ def read_segmentation(path: Path) -> Segmentation:
         return Segmentation(
             uid=uid,
             patient_id=tags.patient_id,
+            author=authors.author_of(dataset),
             names=names,
             images=listed | {named for frame in frames for named, _ in frame.sources},
             geometry=geometry,
             frames=frames,
             largest=largest,
             values=values,
+            automatic=tuple(
+                int(segment.get("SegmentNumber") or 0)
+                for segment in items(dataset, "SegmentSequence")
+                if authors.is_automatic(segment)
+            ),
             dataset=dataset,
             tags=tags,
         )

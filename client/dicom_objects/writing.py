@@ -6,69 +6,33 @@ Source: DICOM PS3.3 A.51, C.8.20; PS3.16 TID 1500, 1410, 1501, 4019.
 
 import hashlib
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import highdicom as hd
 import numpy as np
+import pydicom
 from highdicom.sr import CodedConcept
 from numpy.typing import NDArray
 from pydicom.sr.codedict import codes
 
-from client.dicom import refusing
+from client.dicom_objects import unplaced
+from client.dicom_objects.findings import Finding, groups_of, nothing
+from client.dicom_objects.maker import Maker, concept, plain
 from client.dicom_objects.origins import Origin
+from client.drops import Drop, Unusable
+from common.errors import DataError
 
-_SCHEME = "99FEDWARD"
-_SCORE = CodedConcept("SCORE", _SCHEME, "Score of a model, from 0 to 1")
-_CLASS = CodedConcept("CLASS", _SCHEME, "Most probable class")
-_NOTHING = CodedConcept("NOTHING", _SCHEME, "Nothing found by the model")
-_DISAGREEMENT = CodedConcept("DISAGREEMENT", _SCHEME, "Disagreement of models, from 0 to 1")
-FINDINGS_LIMIT = 1000  # of one report: readers, ours among them, bound what they take in
-
-
-@dataclass(frozen=True, kw_only=True)
-class Maker:
-    """What made a result: it stands in every object that is written."""
-
-    name: str  # of the study
-    version: str  # of Fedward
-    weights: tuple[str, ...]  # SHA-256 of each model's weights
-    studies: tuple[str, ...]  # SHA-256 of each model's study
-    intended_use: str
-    made: datetime  # local time, with its zone
-
-    @property
-    def details(self) -> dict[str, str]:
-        """Parameters of the algorithm, as text."""
-        return {
-            "weights_sha256": " ".join(self.weights),
-            "study_sha256": " ".join(self.studies),
-            "made": self.made.isoformat(timespec="seconds"),
-            "intended_use": self.intended_use,
-        }
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Finding:
-    """What was found in a frame (from 0) of an image: a class with its score, in a box (corners xyxy in pixels) or, of
-    the whole image, with all classes' scores.
-    """
-
-    origin: Origin
-    frame: int
-    name: str
-    scores: dict[str, float]  # by class; of a box its own alone
-    box: tuple[float, float, float, float] | None = None
-    disagreement: float | None = None
+GROUPS_LIMIT = 1000  # of one report: readers, ours among them, bound what they take in
 
 
 def write_segmentation(
     path: Path, origins: Sequence[Origin], masks: Sequence[NDArray[np.bool_]], *, classes: Sequence[str], maker: Maker
 ) -> None:
-    """A binary segmentation of images of one key; `masks` [frames, K, H, W] for each.
+    """A binary segmentation of images of one key, at different places, or of one image that has none; `masks`
+    [frames, K, H, W] for each.
 
     Segments are the classes, in order; frames where nothing was found are left out, unless that's all of them.
     Raises Unusable where the images' headers allow none, OSError where it can't be written.
@@ -77,9 +41,9 @@ def write_segmentation(
     described = [
         hd.seg.SegmentDescription(
             segment_number=number,
-            segment_label=_plain(name),
+            segment_label=plain(name),
             segmented_property_category=codes.SCT.SpatialAndRelationalConcept,
-            segmented_property_type=_concept(name),
+            segmented_property_type=concept(name),
             algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
             algorithm_identification=hd.AlgorithmIdentificationSequence(
                 name=f"Fedward {maker.name}"[:64],
@@ -91,32 +55,41 @@ def write_segmentation(
         )
         for number, name in enumerate(classes, start=1)
     ]
-    with refusing():
-        result = hd.seg.Segmentation(
-            source_images=[origin.dataset for origin in origins],
-            pixel_array=pixels.astype(np.uint8),
+
+    def make(sources: Sequence[pydicom.Dataset], values: NDArray[np.bool_], omit: bool) -> Any:
+        return hd.seg.Segmentation(
+            source_images=sources,
+            pixel_array=values.astype(np.uint8),
             segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
             segment_descriptions=described,
             series_number=9001,
             content_label="FEDWARD",
-            content_description=_plain("Automatic; research; not a medical device"),
-            omit_empty_frames=bool(pixels.any()),
+            content_description=plain("Automatic; research; not a medical device"),
+            omit_empty_frames=omit,
             **_made_by(maker),
         )
+
+    with _making():
+        if origins[0].places is None:
+            (origin,) = origins
+            result = unplaced.segmentation(origin, pixels, lambda source, values: make([source], values, False))
+        else:
+            result = make([origin.dataset for origin in origins], pixels, bool(pixels.any()))
         result.ImageComments = maker.intended_use
         data = _encoded(result, maker)
     _save(path, data)
 
 
 def write_report(path: Path, origins: Sequence[Origin], findings: Sequence[Finding], *, maker: Maker) -> None:
-    """A report on images of one study: each finding is a group of measurements. Unverified, preliminary.
+    """A report on images of one study: each finding as groups of measurements. Unverified, preliminary.
 
-    At most FINDINGS_LIMIT of them. Edge case: a report without findings says that these images were looked at and
-    nothing was found.
+    At most GROUPS_LIMIT of them, unless that's one finding. Edge case: a report without findings says that these
+    images were looked at and no box had the maker's least score.
     Raises Unusable where the images' headers allow none, OSError where it can't be written.
     """
-    if len(findings) > FINDINGS_LIMIT:
-        raise ValueError(f"{len(findings)} findings; a report holds {FINDINGS_LIMIT}")
+    groups = sum(finding.groups for finding in findings)
+    if groups > GROUPS_LIMIT and len(findings) > 1:
+        raise ValueError(f"{groups} groups of measurements; a report holds {GROUPS_LIMIT}")
     algorithm = hd.sr.AlgorithmIdentification(
         name=f"Fedward {maker.name}"[:64],
         version=maker.version,
@@ -131,7 +104,7 @@ def write_report(path: Path, origins: Sequence[Origin], findings: Sequence[Findi
         model_name=maker.name,
         serial_number=maker.weights[0],
     )
-    with refusing():
+    with _making():
         content = hd.sr.MeasurementReport(
             observation_context=hd.sr.ObservationContext(
                 observer_device_context=hd.sr.ObserverContext(
@@ -139,8 +112,10 @@ def write_report(path: Path, origins: Sequence[Origin], findings: Sequence[Findi
                 )
             ),
             procedure_reported=CodedConcept("18748-4", "LN", "Diagnostic imaging study"),
-            imaging_measurements=[_group(number, finding, algorithm) for number, finding in enumerate(findings, 1)]
-            or [_nothing(origins, algorithm)],
+            imaging_measurements=[
+                group for number, finding in enumerate(findings, 1) for group in groups_of(number, finding, algorithm)
+            ]
+            or [nothing(origins, algorithm, min_score=maker.min_score or 0)],
         )
         result = hd.sr.ComprehensiveSR(
             evidence=[origin.dataset for origin in origins],
@@ -153,50 +128,16 @@ def write_report(path: Path, origins: Sequence[Origin], findings: Sequence[Findi
     _save(path, data)
 
 
-def _group(number: int, finding: Finding, algorithm: hd.sr.AlgorithmIdentification) -> Any:
-    source = finding.origin.dataset
-    image = {
-        "referenced_sop_class_uid": source.SOPClassUID,
-        "referenced_sop_instance_uid": source.SOPInstanceUID,
-        "referenced_frame_numbers": [finding.frame + 1] if finding.origin.frames > 1 else None,
-    }
-    numbers = [(_SCORE if finding.box else _concept(name), score) for name, score in finding.scores.items()]
-    if finding.disagreement is not None:
-        numbers.append((_DISAGREEMENT, finding.disagreement))
-    measured = [hd.sr.Measurement(name=name, value=round(value, 6), unit=codes.UCUM.NoUnits) for name, value in numbers]
-    common: dict[str, Any] = {
-        "tracking_identifier": hd.sr.TrackingIdentifier(uid=hd.UID(), identifier=f"finding {number}"),
-        "algorithm_id": algorithm,
-        "measurements": measured,
-    }
-    if finding.box is None:
-        return hd.sr.MeasurementsAndQualitativeEvaluations(
-            source_images=[hd.sr.SourceImageForMeasurementGroup(**image)],
-            qualitative_evaluations=[hd.sr.QualitativeEvaluation(name=_CLASS, value=_concept(finding.name))],
-            **common,
-        )
-    x1, y1, x2, y2 = finding.box
-    region = hd.sr.ImageRegion(
-        graphic_type=hd.sr.GraphicTypeValues.POLYLINE,
-        graphic_data=np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2), (x1, y1)]),
-        source_image=hd.sr.SourceImageForRegion(**image),
-    )
-    return hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(
-        referenced_region=region, finding_type=_concept(finding.name), **common
-    )
-
-
-def _nothing(origins: Sequence[Origin], algorithm: hd.sr.AlgorithmIdentification) -> Any:
-    """That these images were looked at, and nothing was found."""
-    return hd.sr.MeasurementsAndQualitativeEvaluations(
-        tracking_identifier=hd.sr.TrackingIdentifier(uid=hd.UID(), identifier="nothing found"),
-        algorithm_id=algorithm,
-        source_images=[
-            hd.sr.SourceImageForMeasurementGroup(origin.dataset.SOPClassUID, origin.dataset.SOPInstanceUID)
-            for origin in origins
-        ],
-        qualitative_evaluations=[hd.sr.QualitativeEvaluation(name=_CLASS, value=_NOTHING)],
-    )
+@contextmanager
+def _making() -> Iterator[None]:
+    """Whatever is thrown while an object is made is a fault of the images' header. Its text may quote it: it goes."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        why = f"no DICOM result can be made from the image's header ({type(error).__name__})"
+        raise Unusable(Drop.UNSUPPORTED, why) from None
 
 
 def _made_by(maker: Maker) -> dict[str, Any]:
@@ -213,8 +154,8 @@ def _made_by(maker: Maker) -> dict[str, Any]:
 
 
 def _encoded(result: Any, maker: Maker) -> bytes:
-    """A file of the object, with the time that all results of a run have. For use within `refusing`."""
-    result.SeriesDescription = _plain(f"Fedward {maker.name}, research only")
+    """A file of the object, with the time that all results of a run have. For use within `_making`."""
+    result.SeriesDescription = plain(f"Fedward {maker.name}, research only")
     result.ContentDate, result.ContentTime = maker.made.strftime("%Y%m%d"), maker.made.strftime("%H%M%S")
     result.SeriesDate, result.SeriesTime = result.ContentDate, result.ContentTime
     file = io.BytesIO()
@@ -227,16 +168,6 @@ def _save(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.part")
     temporary.write_bytes(data)
     temporary.replace(path)
-
-
-def _concept(name: str) -> CodedConcept:
-    """A class of the study as a code of our own: studies name their classes freely."""
-    return CodedConcept(hashlib.sha256(name.encode()).hexdigest()[:12].upper(), _SCHEME, _plain(name))
-
-
-def _plain(text: str) -> str:
-    """As a DICOM long string: at most 64 characters, and a backslash would part two values."""
-    return text.replace("\\", "/").strip()[:64] or "unnamed"
 
 
 def _device_uid(maker: Maker) -> str:

@@ -144,7 +144,7 @@ def squared_norms(rows: Tensor) -> Tensor:
     whole = rows.shape[1] - rows.shape[1] % _ROW
     squares: Tensor = torch.linalg.vector_norm(rows[:, whole:], dim=1).double().square()
     if whole:
-        pieces = torch.linalg.vector_norm(rows[:, :whole].reshape(len(rows), -1, _ROW), dim=2)
+        pieces = torch.linalg.vector_norm(rows[:, :whole].reshape(len(rows), whole // _ROW, _ROW), dim=2)
         squares = squares + pieces.double().square().sum(dim=1)
     return squares
 

@@ -67,7 +67,7 @@ def supported(model: nn.Module) -> bool:
 
 def opacus_hooks(model: nn.Module, what: Trained, losses: Losses, micro: Microbatch, clip: Clip) -> Tensor:
     """One forward and one backward pass under Opacus's hooks, which are attached and taken off again."""
-    device, tape = micro.batch.images.device, Tape(micro.segments, len(micro.view_weights))
+    device, tape = micro.batch.images.device, Tape(micro.segments, micro.slots, micro.most)
     mode = model.training
     hooks: Any = GradSampleHooks(model.train(), loss_reduction="sum", strict=False)
     try:

@@ -4,6 +4,10 @@ An ordinary backward pass computes for each layer the gradient by its input and 
 first stays as it is; the second is taken patient by patient, which is the same arithmetic. Norms are those of the very
 numbers that are added up. Linear layers with few rows for each patient need no gradient at all for the norm: it follows
 from two small products, and the clipped sum is one ordinary product with scaled rows.
+
+A patient's gradient is the same bits whoever else is in the batch. What is computed for all at once has the shape of
+the whole batch, blanks included; what is computed for one has the shape of his own images; which of both is done
+follows from public numbers. With weights that make rounding large, another kernel would be another gradient.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +23,7 @@ from common.models.standardised import StandardisedConv2d
 from common.randomness import seeded
 
 _SMALL_MAP = 100  # places of a feature map up to which one product per image is faster than grouped convolution
-_CANCELLATION = 4096.0  # |A| |B| over |B^T A| from which the scaled product would lose too many digits
+_CANCELLATION = 64.0  # |A| |B| over |B^T A| from which the scaled product would lose too many digits
 
 _convolution_backward: Any = torch.ops.aten.convolution_backward
 
@@ -27,15 +31,11 @@ _convolution_backward: Any = torch.ops.aten.convolution_backward
 class Tape:
     """Per-patient gradients of one backward pass, by parameter. Made afresh for each micro-batch: nothing is stale."""
 
-    def __init__(self, segments: Sequence[slice], slots: int) -> None:
-        self.segments, self.slots = segments, slots
+    def __init__(self, segments: Sequence[slice], slots: int, most: int) -> None:
+        self.segments, self.slots, self.most = segments, slots, most
         self.each: dict[nn.Parameter, Tensor] = {}  # [patients, values]
         self.rows: dict[nn.Parameter, tuple[Tensor, Tensor]] = {}  # Linear: input [slots, T, a], backprop [slots, T, o]
-
-    @property
-    def used(self) -> int:
-        """Images that belong to a patient; they come first."""
-        return self.segments[-1].stop if self.segments else 0
+        self.apart: dict[nn.Parameter, dict[int, Tensor]] = {}  # gradients of patients whose rows would cancel
 
     def check(self, layer: nn.Module, value: Tensor) -> None:
         """Raises ValueError where a layer's first axis is not the images: its gradients have no owner then."""
@@ -49,8 +49,7 @@ class Tape:
 
     def add_rows(self, weight: nn.Parameter, inputs: Tensor, backprops: Tensor) -> None:
         """A linear layer's input and backprop, kept where norms come cheaper from them than from the gradient."""
-        longest = max((one.stop - one.start for one in self.segments), default=1) * inputs.shape[1]
-        o, a = weight.shape
+        longest, (o, a) = self.most * inputs.shape[1], weight.shape
         if longest**2 * (a + o) < a * o and weight not in self.rows and weight not in self.each:
             self.rows[weight] = inputs, backprops
             return
@@ -60,8 +59,8 @@ class Tape:
 
     def products(self, inputs: Tensor, backprops: Tensor) -> Tensor:
         """backprop^T input of each patient [patients, o, a]."""
-        if self.used == len(self.segments):  # one image each
-            return torch.bmm(backprops[: self.used].transpose(1, 2), inputs[: self.used])
+        if self.most == 1:
+            return self.of_patients(torch.bmm(backprops.transpose(1, 2), inputs))
         made = inputs.new_zeros(len(self.segments), backprops.shape[2], inputs.shape[2])
         for position, segment in enumerate(self.segments):
             torch.mm(backprops[segment].flatten(0, 1).t(), inputs[segment].flatten(0, 1), out=made[position])
@@ -69,12 +68,14 @@ class Tape:
 
     def of_patients(self, images: Tensor) -> Tensor:
         """Sums of per-image values [images, ...] over each patient's images [patients, ...]."""
-        images = images[: self.used]
-        if self.used == len(self.segments):  # one image each
-            return images
-        counts = torch.tensor([one.stop - one.start for one in self.segments], device=images.device)
-        owner = torch.arange(len(counts), device=images.device).repeat_interleave(counts)
-        return images.new_zeros(len(counts), *images.shape[1:]).index_add_(0, owner, images)
+        starts = [one.start for one in self.segments]
+        if starts == list(range(len(starts))) and self.most == 1:
+            return images[: len(starts)]
+        total = images[starts]
+        for further in range(1, self.most):
+            owners = [p for p, one in enumerate(self.segments) if one.start + further < one.stop]
+            total[owners] += images[[starts[p] + further for p in owners]]
+        return total
 
 
 class _Conv(torch.autograd.Function):
@@ -113,13 +114,13 @@ class _Conv(torch.autograd.Function):
 def _convolution_weights(tape: Tape, layer: Any, x: Tensor, backprop: Tensor, how: Sequence[Any]) -> Tensor:
     """Gradients of the weights [patients, ...] by the method that is fastest for the layer's shape on a CPU.
 
-    Few images for each patient: all images in one convolution that takes each image for a group of channels, or one
-    batched product where feature maps are so small that groups do not pay; then added up by patient. Else by patient.
+    Where patients have two images at most: all images in one convolution that takes each image for a group of channels,
+    or one batched product where feature maps are so small that groups do not pay; then added up by patient. Else by
+    patient.
     """
-    patients, used = len(tape.segments), tape.used
-    x, backprop, weight, groups = x[:used], backprop[:used], layer.weight, layer.groups
+    slots, weight, groups = tape.slots, layer.weight, layer.groups
     mask = [False, True, False]
-    if used > 2 * patients or used < 2:
+    if tape.most > 2:
         found = [
             _convolution_backward(backprop[one], x[one], weight, None, *how, groups, mask)[1] for one in tape.segments
         ]
@@ -127,11 +128,11 @@ def _convolution_weights(tape: Tape, layer: Any, x: Tensor, backprop: Tensor, ho
     small = backprop[0, 0].numel() <= _SMALL_MAP or layer.kernel_size == (1, 1)
     if small and groups == 1 and isinstance(layer, nn.Conv2d):
         windows = _windows(layer, x, backprop.shape[2:])
-        images = torch.bmm(backprop.flatten(2), windows).view(used, *weight.shape)
+        images = torch.bmm(backprop.flatten(2), windows).view(slots, *weight.shape)
     else:
         grouped = [one.reshape(1, -1, *one.shape[2:]) for one in (backprop, x)]
-        shape = weight.new_empty(used * weight.shape[0], *weight.shape[1:])  # only its shape is looked at
-        images = _convolution_backward(*grouped, shape, None, *how, used * groups, mask)[1].view(used, *weight.shape)
+        shape = weight.new_empty(slots * weight.shape[0], *weight.shape[1:])  # only its shape is looked at
+        images = _convolution_backward(*grouped, shape, None, *how, slots * groups, mask)[1].view(slots, *weight.shape)
     return tape.of_patients(images)
 
 
@@ -261,7 +262,7 @@ def _taped(model: nn.Module, tape: Tape) -> Iterator[None]:
 
 def layer_by_layer(model: nn.Module, what: Trained, losses: Losses, micro: Microbatch, clip: Clip) -> Tensor:
     """One forward and one backward pass for all patients of the micro-batch, for models that are `supported`."""
-    device, tape = micro.batch.images.device, Tape(micro.segments, len(micro.view_weights))
+    device, tape = micro.batch.images.device, Tape(micro.segments, micro.slots, micro.most)
     with exact_arithmetic(device):
         with _taped(model, tape), seeded(micro.seeds[0] if micro.seeds else 0, "micro-batch"):
             each = losses(model, micro.batch)
@@ -290,27 +291,29 @@ def clipped(what: Trained, tape: Tape, clip: Clip) -> Tensor:
 
 def _squares(tape: Tape, weight: nn.Parameter) -> Tensor:
     if weight in tape.rows:
-        inputs, backprops = tape.rows[weight]
-        squares, safe = _ghost(tape, inputs, backprops)
-        if safe:
-            return squares
-        tape.add(weight, tape.products(*tape.rows.pop(weight)))
+        return _ghost(tape, weight)
     if weight not in tape.each:  # the losses of these images do not depend on it
         return torch.zeros(len(tape.segments), dtype=torch.float64, device=weight.device)
     return squared_norms(tape.each[weight])
 
 
-def _ghost(tape: Tape, inputs: Tensor, backprops: Tensor) -> tuple[Tensor, bool]:
-    """Squared norms of backprop^T input, sum((A A^T) * (B B^T)), and whether the scaled product keeps enough digits."""
-    squares, safe = inputs.new_zeros(len(tape.segments), dtype=torch.float64), True
-    if inputs.shape[1] == 1 and tape.used == len(tape.segments):  # one row each
-        return squared_norms(inputs[: tape.used, 0]) * squared_norms(backprops[: tape.used, 0]), True
+def _ghost(tape: Tape, weight: nn.Parameter) -> Tensor:
+    """Squared norms of backprop^T input, sum((A A^T) * (B B^T)). A patient whose rows cancel each other, so that the
+    scaled product would lose too many digits, gets his gradient itself, in `tape.apart`.
+    """
+    inputs, backprops = tape.rows[weight]
+    if inputs.shape[1] == 1 and tape.most == 1:  # one row each: nothing cancels; in float64 nothing vanishes
+        return tape.of_patients(squared_norms(inputs[:, 0].double()) * squared_norms(backprops[:, 0].double()))
+    squares = inputs.new_zeros(len(tape.segments), dtype=torch.float64)
     for position, segment in enumerate(tape.segments):
         a, b = inputs[segment].flatten(0, 1).double(), backprops[segment].flatten(0, 1).double()
         squares[position] = ((a @ a.t()) * (b @ b.t())).sum().clamp(min=0)
         whole = float(a.square().sum() * b.square().sum())
-        safe = safe and not whole > _CANCELLATION**2 * float(squares[position])
-    return squares, safe
+        if whole > _CANCELLATION**2 * float(squares[position]):
+            product = b.t() @ a
+            tape.apart.setdefault(weight, {})[position] = product
+            squares[position] = product.square().sum()
+    return squares
 
 
 def _scaled(tape: Tape, weight: nn.Parameter, scale: Tensor) -> Tensor:
@@ -318,13 +321,17 @@ def _scaled(tape: Tape, weight: nn.Parameter, scale: Tensor) -> Tensor:
     used = scale != 0
     if weight in tape.rows:
         inputs, backprops = tape.rows[weight]
-        by_image = scale.new_zeros(tape.slots)
+        by_image, apart = scale.new_zeros(tape.slots), tape.apart.get(weight, {})
         for position, segment in enumerate(tape.segments):
-            by_image[segment] = scale[position]
+            by_image[segment] = 0 if position in apart else scale[position]
         shown = (by_image != 0)[:, None, None]
         a = inputs if bool(shown.all()) else torch.where(shown, inputs, 0)
         b = torch.where(shown, backprops * by_image.to(backprops)[:, None, None], 0)
-        return torch.mm(b.flatten(0, 1).t(), a.flatten(0, 1))
+        total = torch.mm(b.flatten(0, 1).t(), a.flatten(0, 1)).double()
+        for position, product in apart.items():
+            if used[position]:
+                total += scale[position] * product
+        return total
     each = tape.each[weight]
     if not bool(used.all()):
         each, scale = each[used], scale[used]

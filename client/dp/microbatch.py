@@ -1,7 +1,7 @@
 """Drawn patients packed into batches of one fixed number of images, so that shapes say nothing about patients."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -28,8 +28,9 @@ class Views:
 class Microbatch:
     """A batch whose images are those of whole patients, one after the other, then blanks.
 
-    `segments` are the patients' places in the batch; `view_weights` [slots] are 1 / k for each of a patient's k images
-    and 0 for a blank, so that a patient's loss is the mean over his images.
+    `segments` are the patients' places in the batch, each of `most` images at most, a public number; `view_weights`
+    [slots] are 1 / k for each of a patient's k images and 0 for a blank, so that a patient's loss is the mean over his
+    images.
     """
 
     batch: Batch
@@ -37,6 +38,12 @@ class Microbatch:
     view_weights: Tensor
     weights: tuple[float, ...]  # of the clipped gradients, one for each patient
     seeds: tuple[int, ...]
+    most: int
+
+    @property
+    def slots(self) -> int:
+        """Places for images."""
+        return len(self.view_weights)
 
 
 def views(
@@ -62,28 +69,30 @@ def views(
     return Views(batch=batch, weight=weight, seed=seed)
 
 
-def pack(found: Iterable[Views], *, slots: int, blank: Batch) -> Iterator[Microbatch]:
-    """Micro-batches of `slots` images, no patient in two of them, filled up with blanks.
+def pack(found: Iterable[Views], *, slots: int, blank: Batch, most: int) -> Iterator[Microbatch]:
+    """Micro-batches of `slots` images, no patient of more than `most` and none in two of them, filled up with blanks.
 
     Guarantees: at least one micro-batch, of blanks where there is no patient; all have one shape.
-    Raises ValueError for a patient with more images than slots.
+    Raises ValueError for a patient with more images.
     """
+    if not 1 <= most <= slots:
+        raise ValueError(f"{slots} slots for patients with {most} images: at least images x augmentations")
     waiting: list[Views] = []
     used, packed = 0, False
     for one in found:
         count = len(one.batch.images)
-        if count > slots:
-            raise ValueError(f"{slots} slots for a patient with {count} images: at least images x augmentations")
+        if count > most:
+            raise ValueError(f"a patient with {count} images: at most {most}")
         if used + count > slots:
-            yield _filled(waiting, slots=slots, blank=blank)
+            yield _filled(waiting, slots=slots, blank=blank, most=most)
             waiting, used, packed = [], 0, True
         waiting.append(one)
         used += count
     if waiting or not packed:
-        yield _filled(waiting, slots=slots, blank=blank)
+        yield _filled(waiting, slots=slots, blank=blank, most=most)
 
 
-def _filled(found: Sequence[Views], *, slots: int, blank: Batch) -> Microbatch:
+def _filled(found: Sequence[Views], *, slots: int, blank: Batch, most: int) -> Microbatch:
     counts = [len(one.batch.images) for one in found]
     ends = np.cumsum([0, *counts]).tolist()
     view_weights = torch.zeros(slots)
@@ -96,6 +105,25 @@ def _filled(found: Sequence[Views], *, slots: int, blank: Batch) -> Microbatch:
         view_weights=view_weights,
         weights=tuple(one.weight for one in found),
         seeds=tuple(one.seed for one in found),
+        most=most,
+    )
+
+
+def without(micro: Microbatch, positions: Collection[int], *, blank: Batch) -> Microbatch:
+    """The same with blanks in the place of these patients: all others stay where they are."""
+    kept = [position for position in range(len(micro.segments)) if position not in positions]
+    view_weights, images = micro.view_weights.clone(), [part(micro.batch, slice(i, i + 1)) for i in range(micro.slots)]
+    for position in positions:
+        view_weights[micro.segments[position]] = 0
+        for place in range(*micro.segments[position].indices(micro.slots)):
+            images[place] = blank.to(micro.batch.images.device)
+    return replace(
+        micro,
+        batch=join(images),
+        segments=tuple(micro.segments[position] for position in kept),
+        view_weights=view_weights,
+        weights=tuple(micro.weights[position] for position in kept),
+        seeds=tuple(micro.seeds[position] for position in kept),
     )
 
 

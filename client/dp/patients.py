@@ -13,6 +13,8 @@ from client.dataset import Images
 from common.study import Study
 from common.tasks.batch import Batch, Objects
 
+MOST_BOXES = 1000  # in an image: what a loss needs of memory and time has a public bound
+
 
 class Patients(Protocol):
     """The patients of one pool. Their number is private."""
@@ -106,7 +108,10 @@ class Pool:
         return len(self._rows[position])
 
     def batch(self, position: int, chosen: NDArray[np.int64]) -> Batch:
-        return self.pool.batch(self._rows[position][chosen])
+        batch = self.pool.batch(self._rows[position][chosen])
+        if batch.objects is not None and any(len(one.boxes) > MOST_BOXES for one in batch.objects):
+            raise ValueError(f"more than {MOST_BOXES} boxes in an image")
+        return batch
 
     @cached_property
     def weights(self) -> NDArray[np.float64]:

@@ -21,7 +21,7 @@ from common.study import Study
 from common.tasks.batch import Batch, Objects
 
 TOLERANCE = 1e-4  # relative; float32 arithmetic stays below 1e-5 where nothing is coupled
-_IMAGES = (2, 1)  # of the two made-up patients
+_MOST = 3  # images of a patient: from here on all are taken by patient (`client.dp.layers`)
 
 
 class NotSeparable(FederationError):
@@ -30,12 +30,14 @@ class NotSeparable(FederationError):
     code = Reason.POLICY
 
 
-def check(model: nn.Module, what: Trained, losses: Losses, study: Study, way: Way, *, blank: Batch, seed: int) -> None:
+def check(
+    model: nn.Module, what: Trained, losses: Losses, study: Study, way: Way, *, blank: Batch, most: int, seed: int
+) -> None:
     """Demand of model, losses and way that a patient's contribution is his alone, and right.
 
     Of two made-up patients, each in turn is exchanged for another (pixels, labels, masks, boxes) and taken away; the
     other one's contribution must stay, and must be that of `one_by_one`. Every trained parameter must have a
-    gradient. Uses no data; the seed is public.
+    gradient. Uses no data; the seed is public, as is `most`, the largest number of a patient's images in a step.
 
     Raises NotSeparable with the name of the layer, loss or parameter at fault.
     """
@@ -43,10 +45,11 @@ def check(model: nn.Module, what: Trained, losses: Losses, study: Study, way: Wa
     model.train()
     try:
         rng = np.random.Generator(np.random.PCG64(seed))
-        views = [_made_up(study, count, blank, rng) for count in _IMAGES]
-        others = [_made_up(study, count, blank, rng) for count in _IMAGES]
-        slots = sum(_IMAGES) + 1
-        before = _packed(views, slots, blank)
+        most, where = min(most, _MOST), what.parameters[0].device
+        counts = (min(2, most), 1)  # images of the two made-up patients
+        views = [_made_up(study, count, blank, rng) for count in counts]
+        others = [_made_up(study, count, blank, rng) for count in counts]
+        before = _packed(views, most, blank, where)
         _one_loss_each(model, what, losses, before)
         contributions = [_own(model, what, losses, before, way, i) for i in range(len(views))]
         if not all(bool(one.any()) for one in contributions):
@@ -54,8 +57,8 @@ def check(model: nn.Module, what: Trained, losses: Losses, study: Study, way: Wa
         for i, j in product(range(len(views)), repeat=2):
             if i == j:
                 continue
-            changed = _packed([others[k] if k == j else one for k, one in enumerate(views)], slots, blank)
-            absent = _packed([one for k, one in enumerate(views) if k != j], slots, blank)
+            changed = _packed([others[k] if k == j else one for k, one in enumerate(views)], most, blank, where)
+            absent = _packed([one for k, one in enumerate(views) if k != j], most, blank, where)
             for after, place in ((changed, i), (absent, i - (j < i))):
                 # The random numbers of a micro-batch are those of its first patient: here all have the same.
                 own = _own(model, what, losses, replace(after, seeds=before.seeds[: len(after.seeds)]), way, place)
@@ -93,9 +96,9 @@ def _made_up(study: Study, count: int, blank: Batch, rng: np.random.Generator) -
     return Views(batch=batch, weight=1.0, seed=1)
 
 
-def _packed(views: Sequence[Views], slots: int, blank: Batch) -> Microbatch:
-    (micro,) = pack(views, slots=slots, blank=blank)
-    return micro
+def _packed(views: Sequence[Views], most: int, blank: Batch, where: torch.device) -> Microbatch:
+    (micro,) = pack(views, slots=4, blank=blank, most=most)  # one is a blank, whoever is there
+    return replace(micro, batch=micro.batch.to(where))
 
 
 def _own(model: nn.Module, what: Trained, losses: Losses, micro: Microbatch, way: Way, position: int) -> Tensor:
@@ -141,7 +144,7 @@ def _culprit(model: nn.Module, losses: Losses, before: Microbatch, after: Microb
     new_layers, new_losses = _seen(model, losses, after)
     old, new = before.segments[i], after.segments[place]
     for (name, layer, old_output), (_, _, new_output) in zip(old_layers, new_layers, strict=False):
-        whole = len(before.view_weights)
+        whole = before.slots
         if old_output.dim() == 0 or old_output.shape != new_output.shape or len(old_output) != whole:
             continue
         if not torch.allclose(old_output[old], new_output[new], rtol=1e-3, atol=1e-4, equal_nan=True):

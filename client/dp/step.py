@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from client.dp import hooks, layers
 from client.dp.gradients import Clipper, Losses, Observed, Trained, Unreached, Way, one_by_one, trained
-from client.dp.microbatch import Augment, Microbatch, Views, pack, part, views
+from client.dp.microbatch import Augment, Microbatch, Views, pack, part, views, without
 from client.dp.patients import Patients
 from client.dp.sampler import draw
 from common import clip, noise, params
 from common.errors import FederationError
+from common.tasks.batch import Batch
 
 Keys = Callable[[], bytes]  # a new 256-bit key at each call; `common.noise.fresh_key` in production
 
@@ -53,8 +54,13 @@ class Plan:
             raise ValueError(f"sample_rate = {self.sample_rate}: a probability is at most 1")
         if not 0 <= self.proximal_mu < math.inf:
             raise ValueError(f"proximal_mu = {self.proximal_mu}: needs a number of 0 or more")
-        if not self.slots >= self.images_per_patient * self.augmentations:
+        if not self.slots >= self.views:
             raise ValueError(f"slots = {self.slots}: at least images_per_patient x augmentations")
+
+    @property
+    def views(self) -> int:
+        """Most images of one patient in a step."""
+        return self.images_per_patient * self.augmentations
 
     @property
     def divisor(self) -> float:
@@ -132,9 +138,9 @@ def exact_sum(
 
     where = what.parameters[0].device
     total = np.zeros(what.count, np.float64)
-    for micro in pack(found(), slots=plan.slots, blank=patients.blank):
+    for micro in pack(found(), slots=plan.slots, blank=patients.blank, most=plan.views):
         micro = replace(micro, batch=micro.batch.to(where))
-        total += contribution(model, what, losses, micro, plan.bounds, way, observed=observed)
+        total += contribution(model, what, losses, micro, plan.bounds, way, blank=patients.blank, observed=observed)
     return clip.to_grid(total, plan.bounds)
 
 
@@ -146,23 +152,41 @@ def contribution(
     bounds: clip.Bounds,
     way: Way,
     *,
+    blank: Batch,
     observed: Observed,
 ) -> NDArray[np.float64]:
-    """A micro-batch's clipped sum. An error in it leaves out the patients who cause it, and says so only here."""
+    """A micro-batch's clipped sum. Patients who cause an error are blanks in it, and that is said only here: all others
+    go the same way as without them. Memory that does not suffice for blanks alone is an error, whoever is there.
+    """
     clipper = Clipper(bounds, micro.weights)
     try:
         total = way(model, what, losses, micro, clipper)
-    except (torch.OutOfMemoryError, Unreached):  # shapes and architecture: the same for all patients
+    except Unreached:  # by the architecture: the same for all patients
         raise
-    except Exception:
-        if len(micro.segments) < 2 and way is one_by_one:
-            observed.failed += len(micro.segments)
-            return np.zeros(what.count, np.float64)
-        alone = [contribution(model, what, losses, one, bounds, one_by_one, observed=observed) for one in _each(micro)]
-        return sum(alone, np.zeros(what.count, np.float64))
+    except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            way(model, what, losses, without(micro, range(len(micro.segments)), blank=blank), clipper)
+        culprits = [at for at, one in enumerate(_each(micro)) if not _possible(model, what, losses, one, bounds)]
+        if not micro.segments:
+            raise
+        if not culprits and way is not one_by_one:  # only together, which an error of memory can be
+            return contribution(model, what, losses, micro, bounds, one_by_one, blank=blank, observed=observed)
+        culprits = culprits or list(range(len(micro.segments)))
+        observed.failed += len(culprits)
+        others = without(micro, culprits, blank=blank)
+        return contribution(model, what, losses, others, bounds, way, blank=blank, observed=observed)
     observed.not_finite += clipper.not_finite
     flat: NDArray[np.float64] = total.cpu().numpy()
     return flat
+
+
+def _possible(model: nn.Module, what: Trained, losses: Losses, one: Microbatch, bounds: clip.Bounds) -> bool:
+    """Whether the model and the loss take this patient."""
+    try:
+        one_by_one(model, what, losses, one, Clipper(bounds, one.weights))
+    except Exception:
+        return False
+    return True
 
 
 def _each(micro: Microbatch) -> Iterator[Microbatch]:
@@ -175,6 +199,7 @@ def _each(micro: Microbatch) -> Iterator[Microbatch]:
             view_weights=micro.view_weights[segment],
             weights=(weight,),
             seeds=(seed,),
+            most=micro.most,
         )
 
 

@@ -1,4 +1,4 @@
-"""What an archive is to the rest of this package: questions, answers, images, and what can go wrong with one."""
+"""What an archive is to `pull` and `push`: questions, answers, images, and what can go wrong with one."""
 
 import re
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ _FOLDERS = {"STUDY": "StudyInstanceUID", "SERIES": "SeriesInstanceUID", "IMAGE":
 
 
 class Fault(StrEnum):
-    """Why one image is not here. A lasting one is not asked for again."""
+    """Why one image is not here, or one object not there. A lasting one is not asked for again."""
 
     TOO_LARGE = "too_large"
     MALFORMED = "malformed"  # not DICOM, or not what the protocol says an answer looks like
@@ -26,10 +26,11 @@ class Fault(StrEnum):
     FAILED = "failed"  # the archive says that it can't, now
     BROKE_OFF = "broke_off"
     LATE = "late"
+    NOT_TAKEN = "not_taken"  # the archive says that it doesn't take this object
 
     @property
     def lasting(self) -> bool:
-        return self in (Fault.TOO_LARGE, Fault.MALFORMED, Fault.WRONG_UID)
+        return self in (Fault.TOO_LARGE, Fault.MALFORMED, Fault.WRONG_UID, Fault.NOT_TAKEN)
 
 
 class Missing(Exception):
@@ -38,6 +39,14 @@ class Missing(Exception):
     def __init__(self, fault: Fault) -> None:
         super().__init__(fault.value)
         self.fault = fault
+
+
+class Unreached(Missing):
+    """No connection came about: nobody listens at `place`, HOST:PORT, or the way there is barred."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__(Fault.BROKE_OFF)
+        self.place = place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +80,13 @@ class Archive(Protocol):
         Raises Missing, OSError from the disk; DataError as `find`.
         """
 
+    def store(self, path: Path, instance: Instance) -> None:
+        """Give the archive a DICOM file of these UIDs, as it is.
+
+        Guarantees: returns only when the archive said that it has it; within the deadline.
+        Raises Missing, OSError from the disk; DataError as `find`.
+        """
+
     def close(self) -> None:
         """Say goodbye. Never raises."""
 
@@ -90,5 +106,10 @@ def uid_of(level: Level) -> str:
 
 def distinct(level: Level, answers: list[Answer]) -> list[Answer]:
     """Each answer with a usable UID, once. An answer without is nothing that could be asked for."""
-    named = {answer.get(uid_of(level), ""): answer for answer in reversed(answers)}
-    return [answer for uid, answer in reversed(named.items()) if is_uid(uid)]
+    named = {identity(level, answer): answer for answer in reversed(answers)}
+    return [answer for (uid, _), answer in reversed(named.items()) if is_uid(uid)]
+
+
+def identity(level: Level, answer: Answer) -> tuple[str, str]:
+    """What tells an answer from others: its UID and, where that was asked, whose it is, as UIDs repeat by mistake."""
+    return answer.get(uid_of(level), ""), answer.get("PatientID", "").strip()

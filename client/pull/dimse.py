@@ -1,4 +1,4 @@
-"""DIMSE: C-FIND and C-GET of the Study Root model, over one association at a time (DICOM PS3.4 C.4.1, C.4.3).
+"""DIMSE: C-FIND, C-GET and C-STORE, over one association at a time (DICOM PS3.4 C.4.1, C.4.3, B.2).
 
 C-GET brings the image over the association that asked for it, so that no port is opened here; C-MOVE is not used.
 """
@@ -6,7 +6,7 @@ C-GET brings the image over the association that asked for it, so that no port i
 import logging
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,18 @@ from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, _config, build_context, build_
 from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext
 
-from client.pull.archive import ANSWERS_LIMIT, TEXT_LIMIT, Answer, Fault, Instance, Level, Missing, distinct, uid_of
+from client.pull.archive import (
+    ANSWERS_LIMIT,
+    TEXT_LIMIT,
+    Answer,
+    Fault,
+    Instance,
+    Level,
+    Missing,
+    Unreached,
+    distinct,
+    uid_of,
+)
 from client.pull.line import Line
 from client.pull.pace import Late, within
 from common.errors import DataError
@@ -28,6 +39,7 @@ logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
 _config.LOG_HANDLER_LEVEL = "none"
 _config.LOG_REQUEST_IDENTIFIERS = _config.LOG_RESPONSE_IDENTIFIERS = False
 _config.STORE_RECV_CHUNKED_DATASET = True  # to a file as it comes, not to memory
+_config.STORE_SEND_CHUNKED_DATASET = True  # from a file as it is, nothing decoded
 
 Find, Get = UID("1.2.840.10008.5.1.4.1.2.2.1"), UID("1.2.840.10008.5.1.4.1.2.2.3")  # Study Root: PS3.4 C.6.2
 _ANSWERS_BYTES = 64 * 2**20  # of one question
@@ -44,12 +56,14 @@ _COMMON = tuple(
 )
 # Status codes: PS3.7 C. A warning after the image arrived speaks of something else.
 _PENDING, _REFUSED, _NOT_WANTED, _WARNINGS = 0xFF00, 0xA700, 0xA900, range(0xB000, 0xC000)
+_THERE_ALREADY, _NOT_ALLOWED, _NO_ROOM = 0x0111, 0x0124, range(0xA700, 0xA800)
 
 
 class DimseArchive:
     """An Archive behind an AE title. One association, opened when it is needed and kept until it doesn't fit.
 
     `timeout`: seconds without a byte; `deadline`: seconds for the answers to one question, or one image.
+    `stores`: SOP class and transfer syntax of what will be stored; then nothing can be fetched.
     """
 
     def __init__(
@@ -62,12 +76,14 @@ class DimseArchive:
         max_pdu: int = 65536,
         timeout: float = 30,
         deadline: float = 600,
+        stores: Collection[tuple[str, str]] = (),
     ) -> None:
         for title in (called, calling):
             if not 1 <= len(title.strip()) <= 16 or not title.isascii() or not title.isprintable() or "\\" in title:
                 raise DataError(f"AE title {title!r}: 1 to 16 printable ASCII characters, no backslash")
         self._host, self._port, self._called, self._max_pdu = host, port, called, max_pdu
         self._timeout, self._deadline = timeout, deadline
+        self._stores = sorted(stores)
         self._ae = AE(ae_title=calling)
         self._ae.connection_timeout = self._ae.acse_timeout = timeout
         self._ae.dimse_timeout = self._ae.network_timeout = timeout
@@ -85,6 +101,8 @@ class DimseArchive:
         found: list[Answer] = []
         code = _PENDING
         with self._asking(_ANSWERS_BYTES, self._takes) as association:
+            if Find not in {context.abstract_syntax for context in association.accepted_contexts}:
+                raise DataError("the archive does not answer questions (C-FIND of the Study Root model); see --unasked")
             for status, answer in association.send_c_find(question, Find):  # to its end: it frees the association there
                 code = _code(status)
                 if answer is not None:
@@ -121,6 +139,17 @@ class DimseArchive:
             tempfile.tempdir = before
             self._wanted = None
 
+    def store(self, path: Path, instance: Instance) -> None:
+        """See Archive."""
+        with self._asking(_OVERHEAD, self._takes) as association:
+            if instance.sop_class not in {context.abstract_syntax for context in association.accepted_contexts}:
+                raise DataError("the archive takes in no objects of this kind (segmentation or report); try DICOMweb")
+            code = _code(association.send_c_store(path))
+        if code == _NOT_ALLOWED:
+            raise DataError("the archive says that this machine may not store; check --title with its administrator")
+        if code not in (0, _THERE_ALREADY) and code not in _WARNINGS:
+            raise Missing(Fault.FAILED if code in _NO_ROOM else Fault.NOT_TAKEN)
+
     def close(self) -> None:
         """See Archive."""
         self._end(politely=True)
@@ -151,10 +180,14 @@ class DimseArchive:
         if self._association is not None and self._association.is_established and kinds <= self._takes:
             return self._association
         self._end(politely=True)
-        contexts: list[PresentationContext] = [build_context(Find), build_context(Get)]
-        # One context for each transfer syntax: of several in one context the archive would choose, and recode.
-        syntaxes = ALL_TRANSFER_SYNTAXES if len(kinds) == 1 else _COMMON
-        contexts += [build_context(kind, syntax) for kind in sorted(kinds) for syntax in syntaxes]
+        contexts: list[PresentationContext] = [build_context(Find)]
+        if self._stores:
+            contexts += [build_context(kind, syntax) for kind, syntax in self._stores]
+        else:
+            contexts.append(build_context(Get))
+            # One context for each transfer syntax: of several in one context the archive would choose, and recode.
+            syntaxes = ALL_TRANSFER_SYNTAXES if len(kinds) == 1 else _COMMON
+            contexts += [build_context(kind, syntax) for kind in sorted(kinds) for syntax in syntaxes]
         association = self._ae.associate(
             self._host,
             self._port,
@@ -168,8 +201,9 @@ class DimseArchive:
         if association.is_rejected and getattr(association.acceptor.primitive, "result", 0) == _REJECTED_FOR_GOOD:
             raise DataError("the archive rejects the association; check both AE titles, and that it knows this machine")
         if not association.is_established:
-            raise Missing(Fault.BROKE_OFF)
-        if not {Find, Get} <= {context.abstract_syntax for context in association.accepted_contexts}:
+            raise Missing(Fault.BROKE_OFF) if self._line is not None else Unreached(f"{self._host}:{self._port}")
+        accepted = {context.abstract_syntax for context in association.accepted_contexts}
+        if not self._stores and not {Find, Get} <= accepted:
             raise DataError("the archive does not offer C-FIND and C-GET of the Study Root model; try its DICOMweb")
         return association
 

@@ -1,11 +1,46 @@
-"""A multipart answer that holds one DICOM file: its bytes as they arrive, never more of it in memory than a piece."""
+"""A multipart message that holds one DICOM file, never more of it in memory than a piece: as it comes, or to send."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from email.message import Message
+from pathlib import Path
 
 from client.pull.archive import Fault, Missing
 
 _HEAD_LIMIT = 65536  # bytes before the file: a preamble, the part's headers
+
+
+_PIECE = 65536
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parcel:
+    """A file as the only part of a message. Its length is known before it is read: not every archive takes chunks."""
+
+    path: Path
+    boundary: str
+
+    def __len__(self) -> int:
+        return len(self._head) + self.path.stat().st_size + len(self._tail)
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield self._head
+        with self.path.open("rb") as file:
+            while piece := file.read(_PIECE):
+                yield piece
+        yield self._tail
+
+    @property
+    def content_type(self) -> str:
+        return f'multipart/related; type="application/dicom"; boundary={self.boundary}'
+
+    @property
+    def _head(self) -> bytes:
+        return f"--{self.boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode("ascii")
+
+    @property
+    def _tail(self) -> bytes:
+        return f"\r\n--{self.boundary}--\r\n".encode("ascii")
 
 
 def boundary_of(content_type: str) -> bytes | None:

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from client import dicom
 from client.drops import Unusable
-from client.pull.archive import Answer, Archive, Fault, Instance, Level, Missing, is_uid
+from client.pull.archive import Answer, Archive, Fault, Instance, Level, Missing, Unreached, is_uid
 from client.pull.folder import Folder, disk_error
 from client.pull.pace import Pace
 from client.pull.selection import Selection
@@ -26,6 +26,7 @@ _LITTLE_DISK = 64 * 2**20  # bytes
 class Counts:
     """What became of what. Guarantees: found = present + fetched + sum of refused + sum of failed."""
 
+    absent: int = 0  # entries of the list of which the archive has no study (of these dates)
     studies: int = 0
     series: int = 0
     found: int = 0  # images that the archive lists
@@ -39,14 +40,15 @@ class Counts:
 
     @property
     def complete(self) -> bool:
-        """Whether all that was found is here."""
-        return not (self.refused or self.failed or self.questions_failed)
+        """Whether all that was asked for is here."""
+        return not (self.absent or self.refused or self.failed or self.questions_failed)
 
 
 @dataclass(kw_only=True)
 class Survey:
     """What an archive has, without fetching any of it."""
 
+    absent: int = 0  # as in Counts
     studies: int = 0
     series: int = 0
     images: int = 0
@@ -57,16 +59,19 @@ class Survey:
 
 
 @dataclass(kw_only=True)
-class _Asking:
-    """An archive asked politely: paced, again after a pause, and no longer when it fails in a row."""
+class Asking:
+    """An archive asked politely: paced, again after a pause, and no longer when it fails in a row, or was not there at
+    the first question.
+    """
 
     archive: Archive
     pace: Pace
     in_a_row: int = 0
+    reached: bool = False
 
     def find(self, level: Level, keys: Mapping[str, str]) -> list[Answer]:
         """Raises Missing, RunError."""
-        return self._again(lambda: self.archive.find(level, keys))
+        return self.again(lambda: self.archive.find(level, keys))
 
     def fetch(self, instance: Instance, path: Path, limit: int) -> None:
         """Raises Missing, RunError."""
@@ -76,14 +81,21 @@ class _Asking:
             self.archive.fetch(instance, path, limit=limit)
             check(path, instance)
 
-        self._again(once)
+        self.again(once)
 
-    def _again(self, ask: Callable[[], T]) -> T:
+    def again(self, ask: Callable[[], T]) -> T:
+        """What `ask` gives, asked up to three times. Raises Missing, RunError."""
         for pause in (*PAUSES, None):
             self.pace.wait()
             try:
                 answer = ask()
             except Missing as error:
+                if isinstance(error, Unreached) and not self.reached:
+                    raise RunError(
+                        f"{error.place}: no connection; check the archive's host and port, that it is up, and what"
+                        " stands between"
+                    ) from None
+                self.reached = True
                 if pause is not None and error.fault in (Fault.FAILED, Fault.BROKE_OFF, Fault.LATE):
                     self.pace.pause(pause)
                     continue
@@ -91,9 +103,10 @@ class _Asking:
                 if self.in_a_row >= IN_A_ROW:
                     raise RunError(
                         f"the archive failed {IN_A_ROW} times in a row (the last: {error.fault.replace('_', ' ')}); "
-                        "what is here stays; run again when it is well"
+                        "what is done stays; run again when it is well"
                     ) from None
                 raise
+            self.reached = True
             self.in_a_row = 0
             return answer
         raise Missing(Fault.FAILED)
@@ -114,10 +127,10 @@ def pull(
     """Fetch what is selected and not here, adding to `counts` as it goes.
 
     `limit`: bytes of one image. `again`: ask anew for what earlier runs refused.
-    Raises RunError when the archive fails IN_A_ROW times or the disk is full; DataError as Archive. What was fetched
-    stays, and a further run goes on from there.
+    Raises RunError when the archive is not there, fails IN_A_ROW times or the disk is full; DataError as Archive. What
+    was fetched stays, and a further run goes on from there.
     """
-    asking = _Asking(archive=archive, pace=pace)
+    asking = Asking(archive=archive, pace=pace)
 
     def report() -> None:
         if progress:
@@ -153,7 +166,7 @@ def pull(
 def survey(archive: Archive, selection: Selection, *, pace: Pace) -> Survey:
     """Count what is selected. Raises as `pull`."""
     found = Survey()
-    for study, series in _series(_Asking(archive=archive, pace=pace), selection, found):
+    for study, series in _series(Asking(archive=archive, pace=pace), selection, found):
         number = _number(series.get("NumberOfSeriesRelatedInstances", ""))
         found.untold += number is None
         found.images += number or 0
@@ -178,7 +191,7 @@ def check(path: Path, instance: Instance) -> None:
         raise Missing(Fault.WRONG_UID)
 
 
-def _series(asking: _Asking, selection: Selection, counts: Counts | Survey) -> Iterator[tuple[Answer, Answer]]:
+def _series(asking: Asking, selection: Selection, counts: Counts | Survey) -> Iterator[tuple[Answer, Answer]]:
     """Each wanted series with its study; what an archive adds to its answer is counted and not followed."""
     for question in selection.questions():
         try:
@@ -186,10 +199,10 @@ def _series(asking: _Asking, selection: Selection, counts: Counts | Survey) -> I
         except Missing as error:
             counts.questions_failed[error.fault] += 1
             continue
-        for study in studies:
-            if not selection.answers(question, study):
-                counts.unmatched += 1
-                continue
+        answering = [study for study in studies if selection.answers(question, study)]
+        counts.unmatched += len(studies) - len(answering)
+        counts.absent += bool(selection.entries) and not answering
+        for study in answering:
             if not selection.holds_study(study):
                 continue
             try:
@@ -204,7 +217,7 @@ def _series(asking: _Asking, selection: Selection, counts: Counts | Survey) -> I
                 yield study, series
 
 
-def _instances(asking: _Asking, study: Answer, series: Answer) -> list[Instance]:
+def _instances(asking: Asking, study: Answer, series: Answer) -> list[Instance]:
     keys = {"StudyInstanceUID": study["StudyInstanceUID"], "SeriesInstanceUID": series["SeriesInstanceUID"]}
     answers = asking.find("IMAGE", keys | {"SOPInstanceUID": "", "SOPClassUID": ""})
     return [
@@ -218,7 +231,7 @@ def _instances(asking: _Asking, study: Answer, series: Answer) -> list[Instance]
     ]
 
 
-def _one(asking: _Asking, instance: Instance, folder: Folder, counts: Counts, limit: int, again: bool) -> bool:
+def _one(asking: Asking, instance: Instance, folder: Folder, counts: Counts, limit: int, again: bool) -> bool:
     """Whether nothing more is to be done about an image: it is here, or refused for good."""
     if folder.place_of(instance).exists():
         counts.present += 1

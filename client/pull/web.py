@@ -1,11 +1,13 @@
-"""DICOMweb: questions by dicomweb-client (QIDO-RS), images piece by piece (WADO-RS, DICOM PS3.18 10.4).
+"""DICOMweb: questions by dicomweb-client (QIDO-RS), images piece by piece (WADO-RS, STOW-RS: DICOM PS3.18 10.4, 10.5).
 
-dicomweb-client parses a whole image in memory and would write it anew; images are therefore fetched beside it, through
-the same session, and written as they come.
+dicomweb-client parses a whole image in memory and would write it anew; images are therefore fetched and stored beside
+it, through the same session, as they are.
 """
 
 import io
+import json
 import logging
+import secrets
 import time
 import urllib.parse
 from collections.abc import Iterator, Mapping
@@ -17,10 +19,22 @@ import requests
 from dicomweb_client.api import DICOMwebClient
 from pydicom.datadict import tag_for_keyword
 from requests.auth import AuthBase, HTTPBasicAuth
-from urllib3.exceptions import HTTPError, ReadTimeoutError
+from urllib3.exceptions import HTTPError, NewConnectionError, ReadTimeoutError
 
-from client.pull.archive import ANSWERS_LIMIT, TEXT_LIMIT, Answer, Fault, Instance, Level, Missing, distinct, uid_of
-from client.pull.multipart import boundary_of, single_part
+from client.pull.archive import (
+    ANSWERS_LIMIT,
+    TEXT_LIMIT,
+    Answer,
+    Fault,
+    Instance,
+    Level,
+    Missing,
+    Unreached,
+    distinct,
+    identity,
+    uid_of,
+)
+from client.pull.multipart import Parcel, boundary_of, single_part
 from client.pull.pace import Late, within
 from common.errors import DataError
 
@@ -47,11 +61,19 @@ class _Token(AuthBase):
 
 
 class _Session(requests.Session):
-    """A session whose own certificate authority counts more than REQUESTS_CA_BUNDLE, and that follows nobody."""
+    """A session whose own certificate authority counts more than REQUESTS_CA_BUNDLE, and that follows nobody.
+
+    A slash in a question stands for itself (RFC 3986, 3.4): Orthanc does not find a patient 17/A under 17%2FA.
+    """
 
     def __init__(self, ca: Path | None) -> None:
         super().__init__()
         self._ca = ca
+
+    def prepare_request(self, request: requests.Request) -> requests.PreparedRequest:
+        address, mark, question = str(request.url).partition("?")
+        request.url = address + mark + question.replace("%2F", "/")
+        return super().prepare_request(request)
 
     def get_redirect_target(self, resp: requests.Response) -> str | None:
         if super().get_redirect_target(resp) is not None:
@@ -91,6 +113,7 @@ class WebArchive:
         if ca is not None and not ca.is_file():
             raise DataError(f"{ca}: no such file; --ca is a PEM file of the authority that signed the archive's key")
         self._base = address.rstrip("/")
+        self._place = f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
         self._timeout, self._deadline = timeout, deadline
         self._session = _Session(ca)
         self._session.headers["Accept-Encoding"] = "identity"
@@ -105,11 +128,11 @@ class WebArchive:
 
     def find(self, level: Level, keys: Mapping[str, str]) -> list[Answer]:
         """See Archive. Asks for page after page, until one brings nothing new; the deadline is of all together."""
-        found: dict[str, Answer] = {}
+        found: dict[tuple[str, str], Answer] = {}
         end = time.monotonic() + self._deadline
         while True:
             page = distinct(level, self._page(level, keys, offset=len(found), end=end))
-            new = {answer[uid_of(level)]: answer for answer in page if answer[uid_of(level)] not in found}
+            new = {name: answer for answer in page if (name := identity(level, answer)) not in found}
             found |= new
             if not new:
                 return list(found.values())
@@ -121,7 +144,7 @@ class WebArchive:
         address = f"{self._base}/studies/{instance.study}/series/{instance.series}/instances/{instance.sop}"
         headers = {"Accept": _ACCEPT}
         with (
-            _translated(self._deadline),
+            _translated(self._deadline, self._place),
             path.open("wb") as file,
             self._session.get(address, headers=headers, stream=True, timeout=self._timeout) as response,
         ):
@@ -133,6 +156,25 @@ class WebArchive:
                     raise Missing(Fault.TOO_LARGE)
                 file.write(piece)
 
+    def store(self, path: Path, instance: Instance) -> None:
+        """See Archive. The object goes to its study's address, so that the archive files it nowhere else."""
+        parcel = Parcel(path=path, boundary=secrets.token_hex(20))
+        headers = {"Accept": "application/dicom+json", "Content-Type": parcel.content_type}
+        address = f"{self._base}/studies/{instance.study}"
+        with (
+            _translated(self._deadline, self._place),
+            self._session.post(address, data=parcel, headers=headers, stream=True, timeout=self._timeout) as response,
+        ):
+            status = response.status_code
+            if status in (404, 405, 501):
+                raise DataError(f"the archive takes in no objects at this address (HTTP {status}); try its DIMSE")
+            if status in (400, 409, 413, 415):
+                raise Missing(Fault.TOO_LARGE if status == 413 else Fault.NOT_TAKEN)
+            response.raise_for_status()
+            taken, refused = _stored(_bounded(response).content)
+            if instance.sop in refused or (instance.sop not in taken and status != 200):
+                raise Missing(Fault.NOT_TAKEN)
+
     def close(self) -> None:
         """See Archive."""
         self._session.close()
@@ -141,8 +183,8 @@ class WebArchive:
         study, series = keys.get("StudyInstanceUID", ""), keys.get("SeriesInstanceUID", "")
         above = {"STUDY": (), "SERIES": (study,), "IMAGE": (study, series)}[level]
         search = getattr(self._client, _SEARCHES[level])
-        named = {keyword: value for keyword, value in keys.items() if not keyword.endswith("InstanceUID")}
-        with _translated(end - time.monotonic()):
+        named = {k: v for k, v in keys.items() if not k.endswith("InstanceUID") or (v and level == "STUDY")}
+        with _translated(end - time.monotonic(), self._place):
             answers = search(
                 *above,
                 fields=list(named),
@@ -170,6 +212,19 @@ def _bounded(response: requests.Response, *_: Any, **named: Any) -> requests.Res
     return response
 
 
+def _stored(answer: bytes) -> tuple[set[str], set[str]]:
+    """Objects that a store's answer says were taken, and that were not (PS3.18 10.5.3). Other text says neither."""
+    try:
+        (found,) = told if isinstance(told := json.loads(answer), list) else [told]
+        said = [
+            {str(item["00081155"]["Value"][0]) for item in found.get(tag, {}).get("Value", [])}
+            for tag in ("00081199", "00081198")
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        return set(), set()
+    return said[0], said[1]
+
+
 def _content(response: requests.Response) -> Iterator[bytes]:
     """The DICOM file of an answer. Raises Missing unless the protocol says where it ends."""
     boundary = boundary_of(response.headers.get("Content-Type", ""))
@@ -191,7 +246,7 @@ def _value(answer: Mapping[str, Any], keyword: str) -> str:
 
 
 @contextmanager
-def _translated(seconds: float) -> Iterator[None]:
+def _translated(seconds: float, place: str) -> Iterator[None]:
     """Within the time, and every failure as what it means here. Texts may quote an address or an answer: they go."""
     try:
         with within(seconds):
@@ -209,7 +264,9 @@ def _translated(seconds: float) -> Iterator[None]:
         raise DataError("the archive sends to another address; give that one, if it is the archive's") from None
     except requests.exceptions.SSLError:
         raise DataError("the archive's certificate is not trusted; give its authority with --ca") from None
-    except (requests.RequestException, HTTPError):
+    except (requests.RequestException, HTTPError) as error:
+        if isinstance(getattr(next(iter(error.args), None), "reason", None), NewConnectionError):
+            raise Unreached(place) from None
         raise Missing(Fault.BROKE_OFF) from None
     except OSError:  # of the disk: the network's are all above
         raise

@@ -21,6 +21,17 @@ def generate() -> tuple[bytes, str]:
     return private, _line(key.public_key())
 
 
+def line_of(private: bytes) -> str:
+    """The public key of a private one, as `generate` writes both. Raises MessageError for what is none."""
+    try:
+        key = serialization.load_ssh_private_key(private, None)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise MessageError("a SuperNode key that is no OpenSSH private key: refused") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise MessageError("a SuperNode key that is no P-384 key: refused")
+    return _line(key.public_key())
+
+
 def public_pem(line: str) -> bytes:
     """The same public key as Flower writes it in a request's header.
 

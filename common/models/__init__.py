@@ -17,8 +17,8 @@ from common.study import Study
 
 # How the backbone's parameters begin: cnn; resnet18; unet's way down; the extractor under a detector's pyramid.
 _BACKBONE = ("features.", "conv1.", "bn1.", "layer", "down.", "backbone.body.")
-# How the outputs of detectors begin; other models have one, their last layer.
-_OUTPUTS = ("head.classification_head.cls_logits.", "head.regression_head.bbox_reg.", "roi_heads.box_predictor.")
+# How the layers of detectors begin that know the classes; other models have one, their last.
+_HEAD = ("head.classification_head.cls_logits.", "roi_heads.box_predictor.")
 
 
 def build_model(study: Study) -> nn.Module:
@@ -101,14 +101,14 @@ def backbone_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def head_names(model: nn.Module) -> tuple[str, ...]:
-    """Names of the parameters of the layers that give the answer, in the model's order: all others are features.
+    """Names of the parameters of the layers that know the classes, in the model's order: others serve any classes.
 
-    The last layer of a classifier or `unet`; of `retinanet` the convolutions that give logits and boxes, of
-    `fasterrcnn` the linear layers that do.
+    The last layer of a classifier or `unet`; of `retinanet` the convolution that gives logits (its boxes are the same
+    for all classes), of `fasterrcnn` the linear layers that give logits and boxes.
     """
     names = [name for name, _ in model.named_parameters()]
     last = names[-1].rpartition(".")[0] + "."
-    return tuple(name for name in names if name.startswith(_OUTPUTS)) or tuple(
+    return tuple(name for name in names if name.startswith(_HEAD)) or tuple(
         name for name in names if name.startswith(last)
     )
 

@@ -25,17 +25,17 @@ from common.randomness import seeded
 
 STRIDES = (8, 16, 32, 64)  # pixels between the cells of the pyramid's levels
 MOST_DETECTIONS = 100  # per image: COCO's limit, beyond which its metric does not look
-RATIOS = (0.5, 1.0, 2.0)  # height / width of the anchors
 
 Target = dict[str, Tensor]  # "boxes" float32 [n, 4], "labels" int64 [n]
 
 
 def detector(model: ModelPart, *, classes: int) -> nn.Module:
-    """The study's detector: extractor, feature pyramid with strides 8, 16, 32, 64, anchors of three shapes per level.
+    """The study's detector: extractor, feature pyramid with strides 8, 16, 32, 64, anchors of some shapes per level.
 
-    Anchor sides are `anchor_sizes` or the shorter image side divided by 12, 6, 3, 1.5; RetinaNet has them in three
-    scales each (a third of an octave apart). Boxes below a score of 0.05 are not proposed; overlaps of more than 0.5 in
-    a class are suppressed; at most 100 boxes leave. All of that is torchvision's default but RetinaNet's 100.
+    Anchor sides are `anchor_sizes` or the shorter image side divided by 12, 6, 3, 1.5, each in all `anchor_ratios`;
+    RetinaNet has them in `anchor_scales` sizes, equal parts of an octave apart. Boxes below a score of 0.05 are not
+    proposed; overlaps of more than 0.5 in a class are suppressed; at most 100 boxes leave. All of that is torchvision's
+    default but RetinaNet's 100.
 
     Raises StudyError for sides that are no multiple of 32, or another number of anchor sizes than levels.
     """
@@ -46,19 +46,21 @@ def detector(model: ModelPart, *, classes: int) -> nn.Module:
         raise StudyError(
             f"model.anchor_sizes has {len(sizes)} values: the pyramid has {len(STRIDES)} levels, one value each"
         )
+    ratios = (model.anchor_ratios,) * len(sizes)
     pyramid, hidden = _pyramid(model)
     network: nn.Module
     if model.name == "retinanet":
-        anchors = AnchorGenerator(tuple((s, s * 2 ** (1 / 3), s * 2 ** (2 / 3)) for s in sizes), (RATIOS,) * len(sizes))
+        octave = [2 ** (part / model.anchor_scales) for part in range(model.anchor_scales)]
+        anchors = AnchorGenerator(tuple(tuple(size * part for part in octave) for size in sizes), ratios)
         norm = norm_layer(model.norm) if model.norm != "none" else None
-        head = RetinaNetHead(pyramid.out_channels, 3 * len(RATIOS), classes, norm_layer=norm)
+        head = RetinaNetHead(pyramid.out_channels, len(octave) * len(model.anchor_ratios), classes, norm_layer=norm)
         network = RetinaNet(pyramid, classes, anchor_generator=anchors, head=head, detections_per_img=MOST_DETECTIONS)
     else:
         # Boxes as large as the second anchor are pooled from the second level, and so on by octaves.
         pool = MultiScaleRoIAlign(["0", "1", "2"], 7, 2, canonical_scale=round(sizes[1]), canonical_level=4)
         network = FasterRCNN(
             pyramid,
-            rpn_anchor_generator=AnchorGenerator(tuple((s,) for s in sizes), (RATIOS,) * len(sizes)),
+            rpn_anchor_generator=AnchorGenerator(tuple((s,) for s in sizes), ratios),
             box_roi_pool=pool,
             box_head=TwoMLPHead(pyramid.out_channels * 7 * 7, hidden),
             box_predictor=FastRCNNPredictor(hidden, classes + 1),

@@ -78,10 +78,14 @@ class PixelScatter(nn.Module):
         _start_at_zero(self.head)
 
     def forward(self, images: Tensor) -> Tensor:
-        channels, height, width = images.shape[1:]
-        found = scattering(images, (height // 2, width // 2), second=False)
+        height, width = images.shape[2:]
+        return self.answer(scattering(images, (height // 2, width // 2), second=False), images)
+
+    def answer(self, found: Tensor, images: Tensor) -> Tensor:
+        """Logits [B, K, H, W] of features [B, C x 17, H / 2, W / 2]."""
+        batch, channels, height, width = images.shape
         # The mean with the fine scale, the coarse scale by itself; each colour by itself.
-        by_channel = found.reshape(len(images), channels, LOCAL_FEATURES, height // 2, width // 2)
+        by_channel = found.reshape(batch, channels, LOCAL_FEATURES, height // 2, width // 2)
         parts = torch.split(by_channel, [1 + ORIENTATIONS, ORIENTATIONS], dim=2)
         features = torch.cat([F.group_norm(part.flatten(1, 2), channels) for part in parts], dim=1)
         logits = self.head(torch.cat([features, features.abs()], dim=1))
@@ -105,13 +109,13 @@ def scattering(images: Tensor, cells: tuple[int, int], *, second: bool = True) -
     batch, channels, height, width = images.shape
     grey = images.detach().reshape(batch * channels, height, width)
     with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-        bank = _Bank(height, width, cells, images.dtype, images.device)
+        bank = Bank(height, width, cells, images.dtype, images.device)
         size = max(1, _AT_ONCE // (bank.padded[0] * bank.padded[1]))
         found = [bank.features(part, second=second) for part in torch.split(grey, size)]
         return torch.cat(found).view(batch, -1, *cells)
 
 
-class _Bank:
+class Bank:
     """Filters for images of one size: wavelets as their spectra, averages as matrices."""
 
     def __init__(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor, nn
 
 from common import metrics
@@ -16,6 +17,7 @@ from common.annotation import Annotation
 from common.metrics import Sums
 from common.tasks import class_position, curves
 from common.tasks.batch import Batch, Detections, Objects
+from common.tasks.segmentation import class_map
 
 OVERLAPS = np.linspace(0.5, 0.95, 10)  # IoU from which a proposal counts as found: COCO's ten
 MOST = 100  # proposals of a class in an image that count: COCO's limit
@@ -25,7 +27,8 @@ MOST = 100  # proposals of a class in an image that count: COCO's limit
 class Detection:
     """torchvision's losses of RetinaNet and Faster R-CNN, by image; COCO's mean average precision.
 
-    A class without objects has no average precision and is left out of the means. `support` is the number of objects.
+    Images with masks and no boxes have a box around each connected part of a mask. A class without objects has no
+    average precision and is left out of the means. `support` is the number of objects.
     """
 
     classes: tuple[str, ...]
@@ -34,7 +37,7 @@ class Detection:
 
     def truth(self, annotation: Annotation) -> Objects | None:
         if annotation.boxes is None:
-            return None
+            return _outlined(annotation, self.classes)
         positions = [class_position(box.name, self.classes) for box in annotation.boxes]
         if None in positions:
             return None
@@ -200,3 +203,26 @@ def overlap_of(boxes: NDArray[np.float64], objects: NDArray[np.float64]) -> NDAr
     union = area - common
     overlap: NDArray[np.float64] = np.divide(common, union, out=np.zeros_like(common), where=union > 0)
     return overlap
+
+
+def _outlined(annotation: Annotation, classes: Sequence[str]) -> Objects | None:
+    """Boxes around the connected parts of a mask, diagonal neighbours included; None where there is no usable mask.
+
+    Objects of one class that touch are one, unless the study has one class and the mask numbers its objects.
+    """
+    kinds = class_map(annotation, classes)
+    if kinds is None or annotation.mask is None:
+        return None
+    numbered = annotation.mask if len(classes) == 1 and annotation.mask_names is None else kinds
+    corners, positions = [], []
+    for number, region in enumerate(ndimage.find_objects(numbered), start=1):
+        if region is None:
+            continue
+        top, left = (side.start for side in region)
+        parts, _ = ndimage.label(numbered[region] == number, structure=np.ones((3, 3)))
+        for rows, columns in ndimage.find_objects(parts):
+            corners.append((left + columns.start, top + rows.start, left + columns.stop, top + rows.stop))
+            positions.append(0 if len(classes) == 1 else number - 1)
+    return Objects(
+        boxes=np.array(corners, dtype=np.float32).reshape(-1, 4), classes=np.array(positions, dtype=np.int64)
+    )

@@ -16,6 +16,25 @@ from common.tasks import class_position, ratio, total_sums
 from common.tasks.batch import Batch
 
 
+def class_map(annotation: Annotation, classes: Sequence[str]) -> NDArray[np.uint8] | None:
+    """The mask with value k for the k-th class, [height, width]; None without one or where it shows another class."""
+    mask, count = annotation.mask, len(classes)
+    if mask is None:
+        return None
+    if annotation.mask_names is None:
+        if count == 1:
+            return (mask > 0).astype(np.uint8)
+        return mask if mask.max(initial=0) <= count else None
+    table = np.zeros(256, dtype=np.uint8)
+    for value in np.unique(mask[mask > 0]):
+        name = annotation.mask_names[value - 1] if value <= len(annotation.mask_names) else ""
+        position = class_position(name, classes)
+        if position is None:
+            return None
+        table[value] = position + 1
+    return table[mask]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Segmentation:
     """Binary cross-entropy plus soft Dice of each image and class; Dice and IoU as means over images and classes.
@@ -29,21 +48,7 @@ class Segmentation:
     headline: str = "dice"
 
     def truth(self, annotation: Annotation) -> NDArray[np.uint8] | None:
-        mask, count = annotation.mask, len(self.classes)
-        if mask is None:
-            return None
-        if annotation.mask_names is None:
-            if count == 1:
-                return (mask > 0).astype(np.uint8)
-            return mask if mask.max(initial=0) <= count else None
-        table = np.zeros(256, dtype=np.uint8)
-        for value in np.unique(mask[mask > 0]):
-            name = annotation.mask_names[value - 1] if value <= len(annotation.mask_names) else ""
-            position = class_position(name, self.classes)
-            if position is None:
-                return None
-            table[value] = position + 1
-        return table[mask]
+        return class_map(annotation, self.classes)
 
     def present(self, truth: NDArray[np.uint8]) -> frozenset[int]:
         return frozenset((np.flatnonzero(np.bincount(truth.ravel(), minlength=1)[1:])).tolist())

@@ -97,6 +97,12 @@ class Hospitals:
         entries = chain.read(self.sites[name].folder / ledger.FOLDER, ledger.NAME).entries
         return sum(entry.kind == "reserve" for entry in entries)
 
+    def released(self, name: str) -> bytes:
+        """The one update that this site has stored: the file that is nobody's note (`client.released`)."""
+        stored = (self.sites[name].folder / ledger.FOLDER / "released").iterdir()
+        (update,) = (path for path in stored if not path.suffix)
+        return update.read_bytes()
+
     def said(self, name: str, answer: wire.Answer) -> dict[str, Signed]:
         """The protocol's messages in an answer. Raises RunError where the site gave none."""
         if not answer.session:
@@ -128,8 +134,7 @@ def mask_again(hospitals: Hospitals) -> Finding:
     peers = [name for name in hospitals.sites if name != VICTIM]
     first = _Attempt(hospitals, 1)
     whole = first.masked(list(hospitals.sites))
-    (stored,) = hospitals.sites[VICTIM].folder.glob(f"{ledger.FOLDER}/released/*[!e]")
-    truth = np.frombuffer(stored.read_bytes(), "<f4").astype(np.float64)
+    truth = np.frombuffer(hospitals.released(VICTIM), "<f4").astype(np.float64)
     told = peers[-1]
     before = first.opened(whole, [name for name in hospitals.sites if name != told], closed=[told])
     second = _Attempt(hospitals, 2)

@@ -151,7 +151,8 @@ def _dataset(case: Case, position: int, *, seed: int, root: str) -> tuple[FileDa
     dataset.SOPClassUID = meta.MediaStorageSOPClassUID
     dataset.SOPInstanceUID = image_uid
     dataset.StudyDate = dataset.SeriesDate = dataset.AcquisitionDate = dataset.ContentDate = f"{day:%Y%m%d}"
-    dataset.StudyTime = dataset.ContentTime = f"{8 + case.number % 10:02d}{position:02d}00"
+    dataset.StudyTime = f"{8 + case.number % 10:02d}0000"
+    dataset.ContentTime = f"{8 + case.number % 10:02d}{position:02d}00"
     dataset.AccessionNumber = ""
     dataset.Modality = vendor.modality
     dataset.Manufacturer = vendor.manufacturer

@@ -1,5 +1,6 @@
 """DICOM objects beside the images of a folder, from the files to the index."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,21 +20,28 @@ from dicom_cases import (
     slice_,
     structure_set,
 )
+from PIL import Image
+from predict_cases import NOW, UNET, run
+from predict_cases import saved as saved_model
 from pydicom.dataset import FileDataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
-from small import KEY
+from small import KEY, tiny_study
 from typer.testing import CliRunner
 
 from client import index
 from client.__main__ import app
 from client.agreement import summary
 from client.annotations import Finding, Remark
+from client.dicom_objects import read_origin
+from client.dicom_objects.writing import Finding as Box
+from client.dicom_objects.writing import Maker, write_report
 from client.drops import Drop, Dropped
 from client.records import Row
 from client.sources import Found, scan
 
 NAMES = ["lesion", "node"]
+MAKER = Maker(name="tiny", version="1", weights=("ab" * 32,), studies=("12" * 32,), intended_use="research", made=NOW)
 
 
 @pytest.fixture
@@ -150,6 +158,7 @@ def test_a_reader_whose_report_has_no_box_on_an_image_saw_nothing_there(
     rows = indexed(folder)
     assert sorted(rows) == ["series/1.dcm", "series/2.dcm"]
     assert [len(rows[path].annotation.boxes or ()) for path in sorted(rows)] == [1, 0]
+    assert remarks(folder) == [(Finding.OUTVOTED, "series/2.dcm")]
     iou = {one.path: one.iou for one in index.agreements(folder.parent / "site")}
     assert iou == {"series/1.dcm": {"Nodule": 1.0}, "series/2.dcm": {"Nodule": 0.0}}
 
@@ -173,11 +182,122 @@ def test_what_can_not_be_used_is_named_and_harms_no_other(folder: Path, series: 
         "cut.dcm": Finding.ANNOTATION_NOT_USABLE,
         "moved.dcm": Finding.ANNOTATION_NOT_USABLE,
         "overlap.dcm": Finding.OVERLAPPING_CLASSES,
-    }
+    } | {f"series/{number}.dcm": Finding.OUTVOTED for number in (1, 2, 3)}
     assert f"moved.dcm: another frame of reference than the image's ({COUNT} images)" in found
     assert "overlap.dcm (1 images)" in found
     reasons = {one.path: one.reason for one in index.dropped(folder.parent / "site")}
     assert reasons.pop("dose.dcm") is Drop.NO_PIXELS and set(reasons.values()) == {Drop.ANNOTATION_FILE}
+
+
+def test_a_models_results_beside_the_images_change_no_annotation(folder: Path, series: list[FileDataset]) -> None:
+    saved(segmentation(series[:2], drawn()[:2], NAMES), folder / "human.dcm")
+    saved(report(series, [(region("CIRCLE", [[5, 5], [5, 8]], series[1]), codes.SCT.Nodule)]), folder / "sr.dcm")
+    before = {path: plain(row) for path, row in indexed(folder).items()}
+    assert sorted(before) == ["series/0.dcm", "series/1.dcm"] and before["series/1.dcm"]["boxes"]
+    model = saved_model(folder.parent / "model", tiny_study(**UNET))
+    assert run([model], folder, folder.parent / "out", overlays=False).plain["written"]["segmentations"] == 1  # type: ignore[index]
+    shutil.copytree(folder.parent / "out" / "segmentations", folder / "results")
+    origins = [read_origin(folder / "series" / f"{number}.dcm") for number in range(COUNT)]
+    boxes = [Box(origin=one, frame=0, name="lesion", scores={"lesion": 0.9}, box=(1, 1, 9, 9)) for one in origins]
+    write_report(folder / "results" / "report.dcm", origins, boxes, maker=MAKER)
+    assert {path: plain(row) for path, row in indexed(folder).items()} == before
+    assert remarks(folder) == [(Finding.OWN_RESULT, f"results/{name}.dcm") for name in ("000001", "report")]
+    assert {path: plain(row) for path, row in indexed(folder, keeps_automatic=True).items()} == before
+
+
+def plain(row: Row) -> dict[str, object]:
+    known = row.annotation
+    mask = None if known.mask is None else known.mask.tolist()
+    return {"mask": mask, "names": known.mask_names, "boxes": known.boxes, "columns": row.columns}
+
+
+def test_what_a_program_made_alone_counts_where_it_is_asked_for(folder: Path, series: list[FileDataset]) -> None:
+    mixed = segmentation(series[:4], drawn()[:4], NAMES)
+    mixed.SegmentSequence[0].SegmentAlgorithmType = "AUTOMATIC"
+    saved(mixed, folder / "mixed.dcm")
+    alone = segmentation(series[4:], drawn()[3:4], NAMES)
+    for segment in alone.SegmentSequence:
+        segment.SegmentAlgorithmType = "AUTOMATIC"
+    saved(alone, folder / "alone.dcm")
+    rows = indexed(folder)
+    assert sorted(rows) == [f"series/{number}.dcm" for number in range(4)]
+    for number in range(4):
+        known = rows[f"series/{number}.dcm"].annotation
+        assert known.mask_names == ("node",) and np.array_equal(known.mask, drawn()[number] == 2)
+    assert remarks(folder) == [(Finding.MADE_BY_A_PROGRAM, name) for name in ("alone.dcm", "mixed.dcm")]
+    site = folder.parent / "site"
+    done = CliRunner().invoke(app, ["index", str(folder), "--out", str(site), "--automatic", "keep", "--quiet"])
+    assert done.exit_code == 0, done.output
+    rows = {row.source.path: row for row in index.read(site)}
+    assert len(rows) == COUNT and rows["series/1.dcm"].annotation.mask_names == ("lesion", "node")
+    assert np.array_equal(rows["series/1.dcm"].annotation.mask, drawn()[1]) and not remarks(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "is_used"),
+    [
+        ({"PreliminaryFlag": "PRELIMINARY"}, True),  # a person's, whatever else it says
+        (
+            {"observer": "121007", "PreliminaryFlag": "FINAL"},
+            True,
+        ),  # a work station that is named instead of who sits there
+        ({"observer": "121007", "PreliminaryFlag": "PRELIMINARY"}, False),
+        ({"observer": "121007", "PreliminaryFlag": "PRELIMINARY", "VerificationFlag": "VERIFIED"}, True),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.88.65"}, False),  # chest CAD
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.88.65", "VerificationFlag": "VERIFIED"}, True),
+    ],
+)
+def test_a_programs_report_counts_once_a_person_has_verified_it(
+    folder: Path, series: list[FileDataset], change: dict[str, str], is_used: bool
+) -> None:
+    written = report(series, [(region("CIRCLE", [[5, 5], [5, 8]], series[2]), codes.SCT.Nodule)])
+    for name, value in change.items():
+        if name == "observer":
+            (said,) = [
+                item
+                for item in written.ContentSequence
+                if item.ConceptNameCodeSequence[0].CodeValue == "121005" and item.ValueType == "CODE"
+            ]
+            said.ConceptCodeSequence[0].CodeValue = value
+        else:
+            setattr(written, name, value)
+    written.file_meta.MediaStorageSOPClassUID = written.SOPClassUID
+    saved(written, folder / "sr.dcm")
+    assert sorted(indexed(folder)) == (["series/2.dcm"] if is_used else [])
+    assert remarks(folder) == ([] if is_used else [(Finding.MADE_BY_A_PROGRAM, "sr.dcm")])
+
+
+def test_a_segmentation_beside_mask_pictures_is_left_out_and_counted(folder: Path, series: list[FileDataset]) -> None:
+    saved(segmentation(series, drawn(), NAMES), folder / "seg.dcm")
+    (folder / "masks").mkdir()
+    for number in (1, 2):
+        Image.fromarray(np.ones(SIZE, np.uint8)).save(folder / "masks" / f"1.2.9.3.{number + 1}.png")
+    rows = indexed(folder)
+    assert [rows[f"series/{n}.dcm"].annotation.mask_names for n in range(3)] == [("lesion", "node"), None, None]
+    assert remarks(folder) == [(Finding.NOT_COMPARABLE, "seg.dcm (2 images)")]
+
+
+@pytest.mark.parametrize(
+    ("made", "approval", "is_used"),
+    [
+        (("AUTOMATIC", "AUTOMATIC"), "UNAPPROVED", False),
+        (("AUTOMATIC", "AUTOMATIC"), "APPROVED", True),
+        (("AUTOMATIC", "SEMIAUTOMATIC"), "UNAPPROVED", True),
+        (("", ""), "UNAPPROVED", True),
+    ],
+)
+def test_a_programs_structure_set_counts_once_a_person_has_approved_it(
+    folder: Path, series: list[FileDataset], made: tuple[str, str], approval: str, is_used: bool
+) -> None:
+    written = structure_set(series, {name: [(ring(BIG, 1), series[1])] for name in NAMES}, listed=False)
+    for one, how in zip(written.StructureSetROISequence, made, strict=True):
+        one.ROIGenerationAlgorithm = how
+    written.ApprovalStatus = approval
+    saved(written, folder / "rt.dcm")
+    assert sorted(indexed(folder)) == (["series/1.dcm"] if is_used else [])
+    assert [finding for finding, _ in remarks(folder)] == (
+        [Finding.OVERLAPPING_CLASSES] if is_used else [Finding.MADE_BY_A_PROGRAM]
+    )
 
 
 def test_frames_of_a_multi_frame_file_are_images_of_their_own(tmp_path: Path, series: list[FileDataset]) -> None:
@@ -210,8 +330,6 @@ def test_more_objects_than_are_held_are_read_again(
 
 
 def test_masks_and_boxes_of_several_readers_lie_in_named_places(tmp_path: Path) -> None:
-    from PIL import Image
-
     def picture(path: Path, values: np.ndarray) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(values).save(path)

@@ -1,6 +1,7 @@
 """The ClientApp: every message gets an answer, errors stay at the site."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,18 @@ def test_an_index_that_changed_is_read_again(folder: Path) -> None:
     assert before.vector is not None and after.vector is not None
     layout = layout_of(STUDY, "update")
     assert after.vector[layout.tensor_length] < before.vector[layout.tensor_length]  # the weight: training images
+
+
+def test_a_policy_that_now_drops_flagged_images_holds_from_the_next_order_on(folder: Path) -> None:
+    rows = index.read(folder)
+    index.write(folder, [replace(row, burned_in=number % 2 == 0) for number, row in enumerate(rows)], [])
+    ask(folder, order("propose"))
+    before = ask(folder, order("update"))
+    with (folder / "site.toml").open("a", encoding="utf-8") as file:  # its last table is [policy]
+        file.write("drop_burned_in = true\n")
+    after, weight = ask(folder, order("update")), layout_of(STUDY, "update").tensor_length
+    assert before.vector is not None and after.vector is not None
+    assert 0 < after.vector[weight] < before.vector[weight]  # training images
 
 
 def test_open_datasets_are_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

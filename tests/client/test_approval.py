@@ -133,6 +133,23 @@ def test_a_server_can_not_fill_the_disk_with_studies(folder: Path, monkeypatch: 
     assert "3 studies wait already" in errors(folder)
 
 
+def test_a_denial_makes_room_for_another_study(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(approval, "MOST_PENDING", 3)
+    studies = [tiny_study(study={"seed": seed}) for seed in range(6)]
+    for study in studies[:3]:
+        proposed(folder, study)
+    for study in (studies[1], studies[0]):
+        approval.deny(open_site(folder), study, by="anna", reason="no")
+    for number, left in (
+        (3, {1, 2, 3}),
+        (4, {2, 3, 4}),
+        (5, {2, 3, 4}),
+    ):  # the one that was kept first makes room first
+        assert proposed(folder, studies[number]) is Reason.NOT_APPROVED
+        assert {study.study.seed for study in approval.shown(open_site(folder))} == left
+    assert "3 studies wait already: decide on some with `client deny`" in errors(folder)
+
+
 def test_a_pending_file_that_was_changed_is_no_study(folder: Path) -> None:
     proposed(folder)
     path = folder / "pending" / f"{STUDY.sha256}.json"

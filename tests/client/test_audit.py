@@ -17,12 +17,13 @@ from PIL import Image
 from small import KEY, full_disk, private_study, protect, tiny_study, write_site
 
 from client import app as client_app
-from client import approval, audit, chain, index, train
+from client import approval, audit, chain, index, membership, train
 from client.chain import Chain
 from client.chain_lines import ChainError, anchor_from
 from client.session import Opening
 from client.site import open_site, site_toml
 from common import wire
+from common.anchor import attested
 from common.errors import DataError, Reason
 
 STUDY = tiny_study()
@@ -70,6 +71,37 @@ def test_masked_words_and_the_protocols_message_are_in_the_log_too(folder: Path)
     line = logged(folder, "answered")[-1]
     assert line["sent"] == [hashlib.sha256(words.tobytes()).hexdigest(), hashlib.sha256(session).hexdigest()]
     assert line["bytes"] == 40 + len(session)
+
+
+def test_a_sites_answer_states_the_line_that_it_was_written_down_in(folder: Path) -> None:
+    key, asked = membership.make_identity(folder), order("propose", STUDY)
+    for wanted in (asked, order("update", STUDY), order("update", STUDY, study_hash="0" * 64)):
+        answer = ask(folder, wanted, STUDY)
+        stated = attested(answer.audit, public=key.public, site="site-0", order=wanted.sha256)
+        last = audit.entries_of(folder)[-1]
+        assert (last.kind, stated) == ("answered", f"{last.sequence}-{last.anchor.hash}")
+        audit.verify(folder, anchor_from(stated))
+
+
+def test_a_log_that_was_cut_and_closed_again_is_found_by_what_the_coordinator_holds(folder: Path) -> None:
+    """The chain of the shortened log is whole, its head fits: nothing at the site could tell."""
+    key = membership.make_identity(folder)
+    send(folder, wire.order_record(order("propose", STUDY)))
+    kept = {path: path.read_bytes() for path in (folder / "audit").iterdir() if path.is_file()}
+    asked = order("update", STUDY)
+    answer = ask(folder, asked, STUDY)
+    held = anchor_from(attested(answer.audit, public=key.public, site="site-0", order=asked.sha256))
+    audit.verify(folder, held)
+    for path, content in kept.items():
+        path.write_bytes(content)
+    audit.verify(folder, None)
+    with pytest.raises(ChainError, match="does not contain line"):
+        audit.verify(folder, held)
+    audit._warm.clear()
+    send(folder, wire.order_record(order("update", STUDY, attempt=2)))  # the log grows again, past the line
+    assert len(audit.entries_of(folder)) > held.sequence
+    with pytest.raises(ChainError, match="does not contain line"):
+        audit.verify(folder, held)
 
 
 def test_the_line_is_on_disk_before_the_reply_exists(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

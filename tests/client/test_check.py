@@ -1,18 +1,23 @@
 """The preflight: each thing that is wrong has its line, and the exit code says whether the site can take part."""
 
 import shutil
+import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from control_cases import ask, order, settle
 from small import private_study, protect, write_site
 
-from client import check, index
-from client.check import Finding, Level, Outside
+from client import check, index, membership
+from client.finding import Finding, Level, exit_code
 from client.site import open_site
-from common.crypto import certificates
+from client.surroundings import DAY, Outside
+from common import roster
+from common.crypto import certificates, node_key
+from common.crypto.identity import Identity
 
 NOW = time.time()
 
@@ -36,8 +41,10 @@ def texts(found: list[Finding], about: str) -> str:
 
 def test_a_site_in_order_is_ready(folder: Path) -> None:
     found = check.run(folder, now=NOW)
-    assert check.exit_code(found) == 0 and not [f for f in found if f.level is Level.FAIL]
-    assert {"keys", "policy", "data", "decoders", "disk", "gpu", "ledger", "audit"} == {f.about for f in found}
+    assert exit_code(found) == 0 and not [f for f in found if f.level is Level.FAIL]
+    assert {"keys", "policy", "data", "quality", "decoders", "disk", "gpu", "ledger", "audit"} == {
+        f.about for f in found
+    }
     assert "24 images of 24 patients" in texts(found, "data")
     assert "24 of 24 images tried can be read" in texts(found, "decoders")
     assert "100% of train" in texts(found, "ledger")
@@ -108,8 +115,15 @@ def test_what_keeps_a_site_from_taking_part_fails(
     harm(folder)
     found = check.run(folder, now=NOW)
     assert "FAIL" in levels(found, about) and says in texts(found, about)
-    assert check.exit_code(found) == 1
+    assert exit_code(found) == 1
     assert not any("\n" in finding.text for finding in found)
+
+
+def test_an_index_that_nothing_can_read_is_said_once(folder: Path) -> None:
+    with closing(sqlite3.connect(folder / "index.sqlite")) as database:
+        database.execute("PRAGMA user_version = 1")
+    found = [each for each in check.run(folder, now=NOW) if "an index of version 1" in each.text]
+    assert [(each.level, each.about) for each in found] == [(Level.FAIL, "data")]
 
 
 def test_a_folder_that_is_no_site_fails(tmp_path: Path) -> None:
@@ -124,7 +138,7 @@ def test_an_index_that_is_off_by_more_than_a_factor_of_1_5_is_a_warning(
     settle(folder, nominal_patients=declared)
     found = check.run(folder, now=NOW)
     assert levels(found, "data") == (["PASS", "WARN"] if warns else ["PASS"])
-    assert check.exit_code(found) == 0 and check.exit_code(found, strict=True) == 1  # no GPU, or no anchor
+    assert exit_code(found) == 0 and exit_code(found, strict=True) == 1  # no GPU, or no anchor
 
 
 @pytest.mark.parametrize(
@@ -140,7 +154,7 @@ def test_a_certificate_is_looked_at_before_it_expires(folder: Path, days: float,
     root = certificates.authority("consortium", now=int(NOW))
     made = certificates.server(root, ["example.org"], now=int(NOW))
     outside = Outside(certificates=(("server", made.certificate),))
-    assert levels(check.run(folder, now=NOW + days * check.DAY, outside=outside), "certificate") == [level]
+    assert levels(check.run(folder, now=NOW + days * DAY, outside=outside), "certificate") == [level]
 
 
 def test_the_connection_is_as_somebody_found_it(folder: Path) -> None:
@@ -148,12 +162,44 @@ def test_the_connection_is_as_somebody_found_it(folder: Path) -> None:
         assert levels(check.run(folder, now=NOW, outside=Outside(connection=outcome)), "connection") == level
 
 
+@pytest.mark.parametrize(("days", "level"), [(0, "PASS"), (75.9, "PASS"), (76.1, "WARN"), (90, "FAIL")])
+def test_a_roster_is_looked_at_before_it_expires(folder: Path, days: float, level: str) -> None:
+    assert levels(check.run(folder, now=NOW), "roster") == []
+    join(folder, name="site-0")
+    assert levels(check.run(folder, now=NOW + days * DAY), "roster") == [level]
+
+
+@pytest.mark.parametrize(
+    ("limits", "level"),
+    [({}, "PASS"), ({"min_sites": 2}, "PASS"), ({"min_sites": 3}, "FAIL"), ({"colluding": 1}, "FAIL")],
+)
+def test_a_roster_below_the_sites_own_limits_fails(folder: Path, limits: dict[str, int], level: str) -> None:
+    join(settle(folder, **limits), name="site-0")
+    found = check.run(folder, now=NOW)
+    assert levels(found, "roster") == [level]
+    assert ("refuses every order of secure aggregation" in texts(found, "roster")) is (level == "FAIL")
+
+
+def test_a_roster_without_this_site_fails(folder: Path) -> None:
+    join(folder, name="another")
+    found = check.run(folder, now=NOW)
+    assert levels(found, "roster") == ["FAIL"] and "site-0 is not in it" in texts(found, "roster")
+
+
+def join(folder: Path, *, name: str) -> None:
+    """Pin a roster in which this site's identity goes by this name."""
+    own = membership.described(folder, name=name, supernode=node_key.generate()[1], nominal_patients=20)
+    other = roster.member(Identity.new(), name="b", supernode=node_key.generate()[1], nominal_patients=20)
+    values = {"server": Identity.new().public, "colluding": 0, "min_sites": 2, "now": int(NOW)}
+    membership.pin(folder, roster.issue(Identity.new(), sites=[own, other], **values))  # type: ignore[arg-type]
+
+
 def test_a_study_that_waits_and_a_lax_policy_are_warnings(folder: Path) -> None:
     ask(folder, order("propose", private_study()), private_study())
     assert "1 wait for a decision" in texts(check.run(folder, now=NOW), "studies")
     settle(folder, approve="auto", privacy="optional", unprotected=True)
     found = check.run(folder, now=NOW)
-    assert levels(found, "policy") == ["WARN", "WARN", "WARN", "PASS"] and check.exit_code(found) == 0
+    assert levels(found, "policy") == ["WARN", "WARN", "WARN", "PASS"] and exit_code(found) == 0
     assert levels(found, "studies") == []
 
 

@@ -49,6 +49,23 @@ def test_a_patient_stays_in_his_pool_when_others_come_and_go(tmp_path: Path) -> 
     assert 60 < len(after) < len(before) and all(before[patient] == pool for patient, pool in after.items())
 
 
+def test_flagged_images_of_an_older_index_are_not_used_where_the_policy_drops_those(tmp_path: Path) -> None:
+    folder = site_of(tmp_path)
+    flagged = {row.image for row in index.read(folder)[::5]}
+    marks = {True: True, False: None}
+    index.write(folder, [replace(row, burned_in=marks[row.image in flagged]) for row in index.read(folder)], [])
+    before = open_dataset(open_site(folder), tiny_study())
+    assert sum(map(len, before.pools.values())) == 200 and not before.unusable  # kept and flagged, unless told
+    settings = folder / "site.toml"
+    settings.write_text(settings.read_text().replace("# drop_burned_in = false", "drop_burned_in = true"))
+    found = open_dataset(open_site(folder), tiny_study())
+    used = {row.image for images in found.pools.values() for row in images.rows}
+    assert len(used) == 160 and not used & flagged and found.unusable == {"burned_in": 40}
+    assert sum(found.patients.values()) == 160
+    index.write(folder, [replace(row, burned_in=True) for row in index.read(folder)], [])
+    assert not sum(map(len, open_dataset(open_site(folder), tiny_study()).pools.values()))
+
+
 def test_the_shares_are_those_of_the_study(tmp_path: Path) -> None:
     folder = site_of(tmp_path, images=2000)
     index.write(folder, [replace(row, official=None) for row in index.read(folder)], [])

@@ -1,5 +1,6 @@
 """Real and broken DICOM files against values worked out by hand."""
 
+import importlib.util
 import logging
 import zlib
 from pathlib import Path
@@ -12,7 +13,9 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import (
+    ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGLSLossless,
     RLELossless,
@@ -20,7 +23,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from client import dicom
+from client import dicom, dicom_pixels
 from client.drops import Drop, Unusable
 
 
@@ -63,13 +66,14 @@ def written(dataset: FileDataset) -> bytes:
     return bytes(buffer.getvalue())
 
 
+LACKS_LIBJPEG = importlib.util.find_spec("libjpeg") is None
 RAMP = np.arange(12, dtype=np.uint16).reshape(3, 4)
 
 
 def read(data: bytes) -> NDArray[np.float32]:
     with dicom.quiet():
         dicom.header(data)
-        return dicom.pixels(data, window="dicom")
+        return dicom_pixels.pixels(data, window="dicom")
 
 
 def reason_of(data: bytes) -> Drop:
@@ -94,12 +98,12 @@ def test_missing_tags_are_none() -> None:
 
 
 def test_without_window_grey_values_go_from_smallest_to_largest() -> None:
-    np.testing.assert_allclose(dicom.pixels(written(made(RAMP + 100)), window="dicom"), RAMP / 11, atol=1e-6)
+    np.testing.assert_allclose(dicom_pixels.pixels(written(made(RAMP + 100)), window="dicom"), RAMP / 11, atol=1e-6)
 
 
 def test_monochrome1_is_inverted() -> None:
     data = written(made(RAMP, PhotometricInterpretation="MONOCHROME1"))
-    np.testing.assert_allclose(dicom.pixels(data, window="dicom"), 1 - RAMP / 11, atol=1e-6)
+    np.testing.assert_allclose(dicom_pixels.pixels(data, window="dicom"), 1 - RAMP / 11, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +116,7 @@ def test_monochrome1_is_inverted() -> None:
 )
 def test_the_files_window_is_applied_as_the_standard_writes_it(function: str, expected: list[float]) -> None:
     data = written(made(RAMP, WindowCenter=5, WindowWidth=5, VOILUTFunction=function))
-    found = dicom.pixels(data, window="dicom").reshape(-1)[[0, 2, 4, 6, 11]]
+    found = dicom_pixels.pixels(data, window="dicom").reshape(-1)[[0, 2, 4, 6, 11]]
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
@@ -121,29 +125,46 @@ def test_rescale_comes_before_the_window_and_before_a_study_window() -> None:
     data = written(made(RAMP, **tags))
     hounsfield = 2.0 * RAMP - 1000
     expected = np.clip((hounsfield + 990.5) / 20 + 0.5, 0, 1)
-    np.testing.assert_allclose(dicom.pixels(data, window="dicom"), expected, atol=1e-5)
+    np.testing.assert_allclose(dicom_pixels.pixels(data, window="dicom"), expected, atol=1e-5)
     np.testing.assert_allclose(
-        dicom.pixels(data, window=(-990.0, 40.0)), np.clip((hounsfield + 1010) / 40, 0, 1), atol=1e-5
+        dicom_pixels.pixels(data, window=(-990.0, 40.0)), np.clip((hounsfield + 1010) / 40, 0, 1), atol=1e-5
     )
 
 
 def test_percentile_maps_the_1st_and_99th_to_0_and_1() -> None:
     values = np.arange(10_000, dtype=np.uint16).reshape(100, 100)
     expected = np.clip((values - 99.99) / (9899.01 - 99.99), 0, 1)
-    np.testing.assert_allclose(dicom.pixels(written(made(values)), window="percentile"), expected, atol=1e-5)
+    np.testing.assert_allclose(dicom_pixels.pixels(written(made(values)), window="percentile"), expected, atol=1e-5)
 
 
 def test_a_voi_lookup_table_is_followed() -> None:
     table = Dataset()
     table.LUTDescriptor, table.LUTData = [12, 0, 8], np.array([x * x for x in range(12)], "<u2").tobytes()
     data = written(made(RAMP, VOILUTSequence=Sequence([table])))
-    np.testing.assert_allclose(dicom.pixels(data, window="dicom"), RAMP.astype(float) ** 2 / 255, atol=1e-6)
+    np.testing.assert_allclose(dicom_pixels.pixels(data, window="dicom"), RAMP.astype(float) ** 2 / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("padding", [0, 4095])
+@pytest.mark.parametrize("window", [{}, {"WindowCenter": 1050, "WindowWidth": 1301, "VOILUTFunction": "LINEAR_EXACT"}])
+def test_padding_is_as_dark_as_the_darkest_pixel_whichever_way_grey_goes(
+    photometric: str, padding: int, window: dict[str, object]
+) -> None:
+    values = (RAMP * 100 + 500).astype(np.uint16)  # 500 to 1600
+    values[0, 0] = padding
+    data = written(made(values, PhotometricInterpretation=photometric, PixelPaddingValue=padding, **window))
+    found = dicom_pixels.pixels(data, window="dicom")
+    low, high = (399.5, 1700.5) if window else (600, 1600)
+    expected = (values - low) / (high - low)
+    expected = 1 - expected if photometric == "MONOCHROME1" else expected
+    np.testing.assert_allclose(found.ravel()[1:], expected.ravel()[1:], atol=1e-6)
+    assert found[0, 0] == found.ravel()[1:].min() and found.max() > found[0, 0] + 0.5
 
 
 def test_padding_counts_as_the_smallest_value() -> None:
     values = RAMP.astype(np.int16) + 10
     values[0, 0] = -2000
-    found = dicom.pixels(written(made(values, PixelPaddingValue=-2000)), window="dicom")
+    found = dicom_pixels.pixels(written(made(values, PixelPaddingValue=-2000)), window="dicom")
     assert found[0, 0] == 0 and found[0, 1] == 0 and found[2, 3] == 1
     assert found[1, 0] == pytest.approx((14 - 11) / 10)
 
@@ -154,17 +175,17 @@ def test_padding_counts_as_the_smallest_value() -> None:
 def test_bit_depths_signed_or_not_decode_alike(kind: str, stored: int) -> None:
     values = (RAMP.astype(kind) - (6 if kind == "<i2" else 0)).astype(kind)
     data = written(made(values, BitsStored=stored, HighBit=stored - 1))
-    np.testing.assert_allclose(dicom.pixels(data, window="dicom"), RAMP / 11, atol=1e-6)
+    np.testing.assert_allclose(dicom_pixels.pixels(data, window="dicom"), RAMP / 11, atol=1e-6)
 
 
 @pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless, JPEG2000Lossless])
 def test_lossless_compression_changes_nothing(syntax: str) -> None:
     values = (np.arange(32 * 32, dtype=np.uint16) * 3 % 4096).reshape(32, 32)
     dataset = made(values, BitsStored=12, HighBit=11)
-    plain = dicom.pixels(written(dataset), window="dicom")
+    plain = dicom_pixels.pixels(written(dataset), window="dicom")
     with dicom.quiet():
         dataset.compress(syntax)
-    np.testing.assert_array_equal(dicom.pixels(written(dataset), window="dicom"), plain)
+    np.testing.assert_array_equal(dicom_pixels.pixels(written(dataset), window="dicom"), plain)
     assert dicom.header(written(dataset)).width == 32
 
 
@@ -172,19 +193,19 @@ def test_deflated_files_are_read_and_their_bombs_refused(monkeypatch: pytest.Mon
     dataset = made(np.zeros((600, 600), np.uint16))
     dataset.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
     data = written(dataset)
-    assert len(data) < 20_000 and dicom.pixels(data, window="dicom").shape == (600, 600)
+    assert len(data) < 20_000 and dicom_pixels.pixels(data, window="dicom").shape == (600, 600)
     monkeypatch.setattr(dicom, "BYTES_LIMIT", 400_000)
     assert reason_of(data) is Drop.TOO_LARGE
 
 
 def test_colour_stays_colour_over_its_full_range() -> None:
     values = np.arange(36, dtype=np.uint8).reshape(3, 4, 3) * 7
-    np.testing.assert_allclose(dicom.pixels(written(made(values)), window="dicom"), values / 255, atol=1e-6)
+    np.testing.assert_allclose(dicom_pixels.pixels(written(made(values)), window="dicom"), values / 255, atol=1e-6)
 
 
 def test_ybr_becomes_rgb() -> None:
     values = np.zeros((2, 2, 3), np.uint8) + np.array([76, 85, 255], np.uint8)  # pure red, JFIF (ITU-R BT.601)
-    found = dicom.pixels(written(made(values, PhotometricInterpretation="YBR_FULL")), window="dicom")
+    found = dicom_pixels.pixels(written(made(values, PhotometricInterpretation="YBR_FULL")), window="dicom")
     np.testing.assert_allclose(found, np.broadcast_to([254 / 255, 0, 0], (2, 2, 3)), atol=0.01)
 
 
@@ -197,13 +218,13 @@ def test_each_frame_has_its_own_window_where_functional_groups_say_so() -> None:
         group.FrameVOILUTSequence = Sequence([window])
         groups.append(group)
     data = written(made(values, PerFrameFunctionalGroupsSequence=Sequence(groups)))
-    first, second = dicom.frames(data, window="dicom", wanted=[0, 1])
+    first, second = dicom_pixels.frames(data, window="dicom", wanted=[0, 1])
     np.testing.assert_allclose(first, np.clip(RAMP / 4, 0, 1), atol=1e-6)
     np.testing.assert_allclose(second, np.clip((RAMP - 4.0) / 4, 0, 1), atol=1e-6)
 
 
 def test_one_bad_frame_does_not_take_the_others_along() -> None:
-    good, missing = dicom.frames(written(made(np.stack([RAMP, RAMP]))), window="dicom", wanted=[0, 7])
+    good, missing = dicom_pixels.frames(written(made(np.stack([RAMP, RAMP]))), window="dicom", wanted=[0, 7])
     assert isinstance(good, np.ndarray) and isinstance(missing, Unusable)
 
 
@@ -257,7 +278,7 @@ def test_a_file_cut_off_anywhere_is_refused_by_its_header_and_its_pixels() -> No
             with pytest.raises(Unusable):
                 dicom.header(data[:end])
             with pytest.raises(Unusable):
-                dicom.pixels(data[:end], window="dicom")
+                dicom_pixels.pixels(data[:end], window="dicom")
 
 
 @pytest.mark.parametrize("name", ["MR_small_implicit", "MR_small_bigendian"])
@@ -269,33 +290,72 @@ def test_one_missing_byte_is_seen_in_the_header(name: str) -> None:
             dicom.header(data[:-1])
 
 
-def test_pydicoms_own_files_are_all_used_or_have_a_reason() -> None:
+def test_pydicoms_own_files_are_each_used_or_have_the_right_reason() -> None:
+    """All that pydicom ships, by name: the size of what is used, or why it isn't. Some needs libjpeg to be read."""
     folder = Path(pydicom.data.__file__).parent / "test_files"
-    used: dict[str, tuple[int, ...]] = {}
-    reasons: dict[str, Drop] = {}
+    table = Path(__file__).with_name("pydicom_files.txt").read_text(encoding="utf-8").splitlines()
+    expected = {
+        name: "unsupported"
+        if outcome.endswith(" by libjpeg") and LACKS_LIBJPEG
+        else outcome.removesuffix(" by libjpeg")
+        for name, outcome in (line.rsplit(": ", 1) for line in table)
+    }
+    found: dict[str, str] = {}
     with dicom.quiet():
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             try:
                 tags = dicom.header(path)
-                found = dicom.pixels(path, window="dicom")
+                image = dicom_pixels.pixels(path, window="dicom")
             except Unusable as error:
-                reasons[path.name] = error.reason
+                found[path.relative_to(folder).as_posix()] = error.reason
                 continue
-            assert found.shape[:2] == (tags.height, tags.width) and found.min() >= 0 and found.max() <= 1
-            used[path.name] = found.shape
-    # One of each kind of pixels and compression, by name; and what can't be an image.
-    assert used["MR_small_jp2klossless.dcm"] == used["MR_small_RLE.dcm"] == used["MR_small_bigendian.dcm"] == (64, 64)
-    assert used["image_dfl.dcm"] == (512, 512) and used["SC_rgb_jpeg_dcmtk.dcm"] == (100, 100, 3)
-    assert used["examples_palette.dcm"] == (350, 800, 3) and used["SC_ybr_full_422_uncompressed.dcm"] == (100, 100, 3)
-    assert reasons["rtplan.dcm"] is Drop.NO_PIXELS and reasons["MR_truncated.dcm"] is Drop.UNREADABLE
-    assert reasons["JPGExtended.dcm"] is Drop.UNSUPPORTED and reasons["DICOMDIR"] is Drop.NOT_AN_IMAGE
-    assert len(used) >= 70
+            assert image.shape[:2] == (tags.height, tags.width) and image.min() >= 0 and image.max() <= 1
+            found[path.relative_to(folder).as_posix()] = " x ".join(map(str, image.shape))
+    assert found == expected
+
+
+@pytest.mark.skipif(LACKS_LIBJPEG, reason="pylibjpeg-libjpeg is not installed: pip install 'fedward[jpeg12]'")
+def test_jpeg_of_12_bits_is_the_image_that_other_compressions_give() -> None:
+    folder = Path(pydicom.data.__file__).parent / "test_files"
+    lossy, other = (dicom_pixels.pixels(folder / name, window="dicom") for name in ("JPGExtended.dcm", "JPEG2000.dcm"))
+    assert lossy.shape == other.shape == (1024, 256)
+    assert np.corrcoef(lossy.ravel(), other.ravel())[0, 1] > 0.9  # both are lossy, and end at other values
+
+
+def test_jpeg_of_12_bits_names_the_extra_that_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(Unusable, match=r"fedward\[jpeg12\]") as caught:
+        read((Path(pydicom.data.__file__).parent / "test_files" / "JPGExtended.dcm").read_bytes())
+    assert caught.value.reason is Drop.UNSUPPORTED
+
+
+@pytest.mark.parametrize("first", ["ImageType", "SOPClassUID", "SOPInstanceUID", "StudyDate", "Modality"])
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian])
+def test_a_file_without_preamble_may_begin_with_any_element_of_its_first_group(first: str, syntax: str) -> None:
+    is_big = syntax == ExplicitVRBigEndian
+    dataset = made(RAMP.astype(">u2") if is_big else RAMP, ImageType=["ORIGINAL", "PRIMARY"], StudyDate="20200101")
+    for element in list(dataset):
+        if element.tag < pydicom.tag.Tag(first):
+            del dataset[element.tag]
+    buffer = pydicom.filebase.DicomBytesIO()
+    buffer.is_implicit_VR, buffer.is_little_endian = syntax == ImplicitVRLittleEndian, not is_big
+    pydicom.filewriter.write_dataset(buffer, dataset)
+    data = bytes(buffer.getvalue())
+    assert dicom.looks_like_dicom(data[:132])
+    np.testing.assert_allclose(read(data), RAMP / 11, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "head", [b"\x08\x00\x08\x00\x04\x00\x00\x00", b"\x00\x08\x00\x08\x00\x00\x00\x04", b"\x08\x00ab"]
+)
+def test_what_only_begins_with_the_group_is_no_dicom(head: bytes) -> None:
+    assert not dicom.looks_like_dicom(head + bytes(200)) and not dicom.looks_like_dicom(head)
 
 
 def test_the_same_image_in_several_transfer_syntaxes_is_the_same() -> None:
     folder = Path(pydicom.data.__file__).parent / "test_files"
     ends = ("", "_RLE", "_bigendian", "_expb", "_implicit", "_jp2klossless", "_jpeg_ls_lossless")
-    images = [dicom.pixels(folder / f"MR_small{end}.dcm", window="dicom") for end in ends]
+    images = [dicom_pixels.pixels(folder / f"MR_small{end}.dcm", window="dicom") for end in ends]
     for image in images[1:]:
         np.testing.assert_array_equal(image, images[0])
 

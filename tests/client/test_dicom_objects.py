@@ -50,7 +50,7 @@ from pydicom.uid import (
 
 from client import dicom_objects
 from client.dicom import quiet
-from client.dicom_objects import Geometry, Report, Segmentation, StructureSet
+from client.dicom_objects import Geometry, Report, Segmentation, StructureSet, View, view_of
 from client.dicom_objects.counting import elements
 from client.dicom_objects.segments import segment_name
 from client.drops import Drop, Unusable
@@ -497,6 +497,8 @@ def test_elements_are_counted_as_a_parser_finds_them(
     data = (tmp_path / "sr").read_bytes()
     assert elements(data, 10**9) == expected > 300
     assert elements(data, 100) == 101
+    bare = data[132 + 12 + int.from_bytes(data[140:144], "little") :]
+    assert elements(bare, 10**9) == expected - len(pydicom.dcmread(tmp_path / "sr").file_meta)
 
 
 def test_an_outline_of_a_million_points_takes_a_moment(series: list[FileDataset], tmp_path: Path) -> None:
@@ -595,5 +597,49 @@ def test_kinds_are_told_by_the_first_bytes(series: list[FileDataset], tmp_path: 
     dose = blank("1.2.840.10008.5.1.4.1.1.88.67", generate_uid())
     assert dicom_objects.kind_of(saved(dose, tmp_path / "c").read_bytes()[:1024]) is None
     bare = pydicom.dcmread(tmp_path / "b")
-    assert dicom_objects.kind_of(data[data.index(b"\x08\x00\x16\x00") :]) is None  # begins with no group length
+    assert dicom_objects.kind_of(data[data.index(b"\x08\x00\x16\x00") :]) == "report"  # begins with no group length
     assert bare.SOPClassUID == ComprehensiveSRStorage
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"PatientOrientation": ["L", "F"]}, ("R", "L", "H", "F", 1.0)),
+        ({"PatientOrientation": ["P", "FR"]}, ("A", "P", "HL", "FR", 1.0)),
+        ({"PatientOrientation": ["LEFT", "F"]}, ("", "", "", "", 1.0)),
+        ({"PatientOrientation": ""}, ("", "", "", "", 1.0)),
+        ({"ImagerPixelSpacing": ["0.4", "0.2"]}, ("", "", "", "", 2.0)),
+        ({"PixelAspectRatio": ["1", "2"]}, ("", "", "", "", 0.5)),
+        ({"PixelSpacing": ["0", "0.2"]}, ("", "", "", "", 1.0)),
+    ],
+)
+def test_a_projection_is_shown_as_its_header_says(tmp_path: Path, change: dict[str, Any], expected: Any) -> None:
+    image = slice_(0, projection=True)
+    for name, value in change.items():
+        setattr(image, name, value)
+    found = view_of(saved(image, tmp_path / "i.dcm"))
+    assert (found.left, found.right, found.top, found.bottom, found.aspect) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("towards", "expected"),
+    [
+        ((1, 0, 0, 0, 1, 0), ("R", "L", "A", "P")),  # an axial slice, seen from the feet
+        ((0, 1, 0, 0, 0, -1), ("A", "P", "H", "F")),  # sagittal
+        ((1, 0, 0, 0, 0, -1), ("R", "L", "H", "F")),  # coronal
+        ((0.8, 0.6, 0, 0, 0, -1), ("RA", "LP", "H", "F")),
+        ((0.99, 0.141067, 0, 0, 0, -1), ("R", "L", "H", "F")),
+    ],
+)
+def test_a_slice_is_shown_by_its_place_in_the_patient(tmp_path: Path, towards: Any, expected: Any) -> None:
+    image = slice_(0)
+    image.ImageOrientationPatient, image.PixelSpacing = [str(v) for v in towards], ["3", "1.5"]
+    found = view_of(saved(image, tmp_path / "i.dcm"))
+    assert (found.left, found.right, found.top, found.bottom) == expected and found.aspect == 2
+    several = view_of(saved(enhanced([slice_(k) for k in range(3)]), tmp_path / "e.dcm"), 2)
+    assert several.left and several.aspect == pytest.approx(SPACING[0] / SPACING[1])
+
+
+def test_what_is_no_image_says_nothing_of_how_it_is_shown(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"no DICOM")
+    assert view_of(tmp_path / "x") == view_of(tmp_path / "missing") == View()

@@ -87,7 +87,7 @@ def test_images_are_chosen_afresh_and_evenly() -> None:
 def test_micro_batches_have_one_shape_whoever_is_drawn() -> None:
     study = study_of("cnn gap")
     for counts in ((), (1,), (3, 3, 3), (2, 1, 4, 4, 1), (4,) * 7):
-        micros = list(pack(some_views(study, counts), slots=5, blank=blank_of(study)))
+        micros = list(pack(some_views(study, counts), slots=5, blank=blank_of(study), most=4))
         assert {tuple(micro.batch.images.shape) for micro in micros} == {(5, 1, 20, 20)}
         assert sum(len(micro.segments) for micro in micros) == len(counts)
 
@@ -96,18 +96,20 @@ def test_a_patient_is_never_split() -> None:
     study = study_of("cnn gap")
     given = some_views(study, (2, 2, 2, 3, 1, 4))
     found = []
-    for micro in pack(given, slots=5, blank=blank_of(study)):
+    for micro in pack(given, slots=5, blank=blank_of(study), most=4):
         for segment in micro.segments:
             found.append(micro.batch.images[segment])
     assert [len(one) for one in found] == [2, 2, 2, 3, 1, 4]
     assert all(bool((one == own.batch.images).all()) for one, own in zip(found, given, strict=True))
     with pytest.raises(ValueError, match="slots"):
-        list(pack(given, slots=3, blank=blank_of(study)))
+        list(pack(given, slots=3, blank=blank_of(study), most=4))
+    with pytest.raises(ValueError, match="at most 3"):
+        list(pack(given, slots=5, blank=blank_of(study), most=3))
 
 
 def test_an_empty_draw_is_one_blank_micro_batch() -> None:
     study = study_of("unet")
-    (micro,) = pack([], slots=4, blank=blank_of(study))
+    (micro,) = pack([], slots=4, blank=blank_of(study), most=4)
     assert micro.segments == () and micro.view_weights.tolist() == [0.0] * 4 and not micro.batch.images.any()
     assert micro.batch.masks is not None and micro.batch.masks.shape == (4, 32, 16)
 

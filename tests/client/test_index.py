@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from small import full_disk
 
-from client import index
+from client import index, index_file
 from client.__main__ import main
 from client.annotations import Finding, Remark
 from client.drops import Drop, Dropped
@@ -192,7 +192,7 @@ def test_an_index_of_another_version_is_an_error(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "index.sqlite") as database:
         database.execute("PRAGMA user_version = 9")
     database.close()
-    with pytest.raises(DataError, match="version 9, not 2"):
+    with pytest.raises(DataError, match="version 9, not 3"):
         index.read(tmp_path)
 
 
@@ -265,3 +265,21 @@ def test_the_commands_errors_are_one_line(
     output = capsys.readouterr()
     assert ended.value.code == 1 and output.out == ""
     assert len(output.err.splitlines()) == 1 and output.err.startswith("error: ")
+
+
+def test_a_second_indexer_waits_for_the_first_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two at once in a new folder would each make a key, and one index would not fit the key that stayed."""
+    (tmp_path / "images").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "images" / "a.png")
+    (tmp_path / "images" / "labels.csv").write_text("key,label\na.png,x\n")
+    line = ("index", str(tmp_path / "images"), "--out", str(tmp_path / "site"), "--image-is-patient", "--quiet")
+    monkeypatch.setattr("sys.argv", ["client", *line])
+    with index_file.alone(tmp_path / "site"), pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 1 and "another `client index`" in capsys.readouterr().err
+    assert not (tmp_path / "site" / "keys").exists()
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 0 and index.counts(tmp_path / "site").used == 1

@@ -1,63 +1,22 @@
-"""The ledger's rules, its anchors and copies, and any sequence of operations and crashes against a naive model."""
+"""The ledger's rules: what is set aside, charged, released and refused."""
 
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from typer.testing import CliRunner
+from ledger_cases import KEY, QUERY, Training, allocate, cost, event, left, make, opened
 
-from client import ledger_copy
 from client.chain import Chain
-from client.chain_lines import Anchor, ChainError, anchor_from
-from client.ledger import FOLDER, Ledger, create
-from client.ledger_cli import app
+from client.chain_lines import ChainError
+from client.ledger import Ledger
 from client.ledger_records import UNIT, BudgetError, LedgerError, limit_of, spent
 from client.ledger_state import State
-from client.released import Query
-from client.site import site_toml
-from common.errors import FederationError, Reason
-
-KEY = bytes(range(32))
-POOLS = {"train": 0.7, "validation": 0.1, "test": 0.2}
-QUERY = Query(study="a" * 64, pool="train", round=1, weights="b" * 64)
-
-
-def cost(event: Mapping[str, Any], /, *, order: float) -> float:
-    """Tests say what an event costs."""
-    assert order == 3.86
-    return float(event["cost"])
-
-
-def event(cost: float) -> dict[str, Any]:
-    return {"cost": cost}
-
-
-def make(folder: Path, **changes: Any) -> Path:
-    values: dict[str, Any] = {
-        "patient_key": KEY, "pools": POOLS, "order": 3.86, "limit": 10.0, "epsilon": 8.0, "delta": 1e-5,
-        "nominal_patients": 300,
-    }  # fmt: skip
-    create(folder, **{**values, **changes})
-    return folder
-
-
-def opened(folder: Path, **options: Any) -> Ledger:
-    return Ledger(folder, patient_key=KEY, cost=cost, **options)
-
-
-def allocate(ledger: Ledger, study: str = QUERY.study, *, each: float, orders: int, pool: str = "train") -> None:
-    ledger.allocate(study, pool, [(event(each), orders)], epsilon=3.0, delta=1e-5)
-
-
-def left(ledger: Ledger, pool: str = "train") -> float:
-    return ledger.state.available(pool) / UNIT
+from common.errors import Reason
 
 
 @pytest.fixture
@@ -191,7 +150,7 @@ def test_a_studys_wrong_numbers_are_refused_and_nothing_is_written(ledger: Ledge
     values: dict[str, Any] = {"epsilon": 3.0, "delta": 1e-5, "orders": 2, **change}
     plan = change.get("parts", [(event(1.0), values["orders"])])
     with pytest.raises(LedgerError) as caught:
-        ledger.allocate("one", "train", plan, epsilon=values["epsilon"], delta=values["delta"])
+        ledger.allocate("one", {"train": plan}, epsilons={"train": values["epsilon"]}, delta=values["delta"])
     assert "\n" not in str(caught.value)
     assert (ledger.anchor.sequence, left(ledger)) == (0, 10)
 
@@ -231,17 +190,6 @@ def test_the_same_study_is_allocated_once_until_it_is_closed(ledger: Ledger) -> 
         allocate(ledger, each=1.0, orders=1)
     ledger.close_study(QUERY.study)
     allocate(ledger, each=1.0, orders=1)
-
-
-class Training:
-    """Counts how often it is asked; each time the result is another, as noise makes it."""
-
-    def __init__(self) -> None:
-        self.times = 0
-
-    def __call__(self) -> bytes:
-        self.times += 1
-        return f"update {self.times}".encode()
 
 
 def test_the_same_order_again_gets_the_same_bytes_at_no_charge_and_one_entry(ledger: Ledger, folder: Path) -> None:
@@ -412,322 +360,3 @@ def test_after_a_failed_write_the_state_is_read_anew(ledger: Ledger, monkeypatch
     assert ledger.state.reserved["train"] == 2 * UNIT
     with pytest.raises(BudgetError):
         ledger.reserve(replace(QUERY, round=2), event(1.0))
-
-
-# Anchors and copies
-
-
-def test_an_older_copy_of_all_files_refuses_once_a_newer_head_is_shown(folder: Path) -> None:
-    with opened(folder) as ledger:
-        allocate(ledger, each=1.0, orders=4)
-        old = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-        ledger.release(QUERY, event(1.0), Training())
-        newest = ledger.anchor
-    for path, data in old.items():
-        path.write_bytes(data)
-    with pytest.raises(LedgerError, match="older copy"):
-        opened(folder, anchors=[newest])
-    train = Training()
-    with opened(folder) as again:
-        with pytest.raises(LedgerError, match="older copy"):
-            again.demand(newest)
-        for call in (
-            lambda: again.release(QUERY, event(1.0), train),
-            lambda: again.reserve(QUERY, event(1.0)),
-            lambda: again.demand(again.anchor) or again.reserve(QUERY, event(1.0)),  # type: ignore[func-returns-value]
-        ):
-            with pytest.raises(LedgerError, match="older copy"):
-                call()
-        assert (train.times, again.anchor.sequence) == (0, 1)
-
-
-def test_an_anchor_of_this_chain_is_accepted_whatever_came_later(folder: Path) -> None:
-    with opened(folder) as ledger:
-        first = ledger.anchor
-        allocate(ledger, each=1.0, orders=4)
-        for anchor in (first, ledger.anchor, anchor_from(str(ledger.anchor))):
-            ledger.demand(anchor)
-        last = ledger.anchor
-        assert not ledger.contains(Anchor(sequence=last.sequence + 1, hash=last.hash))
-    opened(folder, anchors=[first, last]).close()
-
-
-def test_the_anchor_on_another_disk_refuses_an_older_copy(folder: Path, tmp_path: Path) -> None:
-    kept = tmp_path / "anchor"
-    with opened(folder, anchor_file=kept) as ledger:
-        old = {path: path.read_bytes() for path in folder.iterdir()}
-        allocate(ledger, each=1.0, orders=4)
-        assert kept.read_text() == f"1-{ledger.anchor.hash}\n"
-    opened(folder, anchor_file=kept).close()
-    for path, data in old.items():
-        path.write_bytes(data)
-    with pytest.raises(LedgerError, match="older copy"):
-        opened(folder, anchor_file=kept)
-    kept.write_text("edited")
-    with pytest.raises(ChainError, match="is no anchor"):
-        opened(folder, anchor_file=kept)
-    with pytest.raises(ChainError, match="is its disk there"):
-        opened(folder, anchor_file=tmp_path / "unmounted" / "anchor")
-
-
-def test_a_backup_is_restored_where_an_anchor_says_that_it_is_the_newest(folder: Path, tmp_path: Path) -> None:
-    file, other = tmp_path / "copy", tmp_path / "other"
-    with opened(folder) as ledger:
-        allocate(ledger, each=1.0, orders=4)
-        ledger.release(QUERY, event(1.0), Training())
-        anchor = ledger_copy.backup(folder, file, patient_key=KEY)
-        assert anchor == ledger.anchor
-    with pytest.raises(LedgerError, match="nothing shows that this copy"):
-        ledger_copy.restore(other, file, patient_key=KEY, anchor=None)
-    with pytest.raises(LedgerError, match="don't belong together"):
-        ledger_copy.restore(other, file, patient_key=bytes(32), anchor=anchor)
-    assert not other.exists()
-    ledger_copy.restore(other, file, patient_key=KEY, anchor=anchor)
-    with opened(other) as again:
-        assert again.state.reserved["train"] == UNIT
-        again.demand(anchor)
-        assert again.release(QUERY, event(1.0), lambda: b"anew") == b"anew"  # stored updates are not in a copy
-        assert again.state.reserved["train"] == 2 * UNIT
-
-
-def test_a_backup_older_than_the_anchor_is_refused(folder: Path, tmp_path: Path) -> None:
-    file = tmp_path / "copy"
-    ledger_copy.backup(folder, file, patient_key=KEY)
-    with opened(folder) as ledger:
-        allocate(ledger, each=1.0, orders=4)
-        newest = ledger.anchor
-    with pytest.raises(LedgerError, match="an older copy"):
-        ledger_copy.restore(tmp_path / "other", file, patient_key=KEY, anchor=newest)
-    assert not (tmp_path / "other").exists()
-
-
-def test_a_copy_that_was_cut_or_edited_anywhere_is_refused(folder: Path, tmp_path: Path) -> None:
-    file = tmp_path / "copy"
-    with opened(folder) as ledger:
-        allocate(ledger, each=1.0, orders=4)
-        anchor = ledger.anchor
-    ledger_copy.backup(folder, file, patient_key=KEY)
-    whole = file.read_bytes()
-    for place in [*range(0, len(whole), 9), *range(len(whole) - 80, len(whole))]:
-        for data in (whole[:place], whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]):
-            file.write_bytes(data)
-            with pytest.raises(FederationError):
-                ledger_copy.restore(tmp_path / "other", file, patient_key=KEY, anchor=anchor)
-    assert not (tmp_path / "other").exists()
-
-
-def test_a_moved_ledger_goes_on_elsewhere_and_is_closed_here(folder: Path, tmp_path: Path) -> None:
-    file, other = tmp_path / "copy", tmp_path / "other"
-    with opened(folder) as ledger:
-        allocate(ledger, each=1.0, orders=4)
-        with pytest.raises(ChainError, match="another process"):
-            ledger_copy.move(folder, file, patient_key=KEY)
-    ledger_copy.move(folder, file, patient_key=KEY)
-    with pytest.raises(LedgerError, match="moved to another machine"):
-        opened(folder)
-    file.unlink()  # lost on the way: another copy of the closed ledger
-    anchor = ledger_copy.move(folder, file, patient_key=KEY)
-    assert anchor.sequence == 2
-    ledger_copy.restore(other, file, patient_key=KEY, anchor=None)
-    with opened(other) as again:
-        assert left(again) == 6
-        again.reserve(QUERY, event(1.0))
-    with pytest.raises(ChainError, match="exists already"):
-        ledger_copy.restore(other, file, patient_key=KEY, anchor=None)
-
-
-def test_one_moved_copy_on_two_machines_is_told_apart_by_its_heads(folder: Path, tmp_path: Path) -> None:
-    file = tmp_path / "copy"
-    ledger_copy.move(folder, file, patient_key=KEY)
-    one, two = (ledger_copy.restore(tmp_path / name, file, patient_key=KEY, anchor=None) for name in ("one", "two"))
-    assert one.sequence == two.sequence
-    with opened(tmp_path / "two") as ledger, pytest.raises(LedgerError, match="older copy"):
-        ledger.demand(one)
-
-
-def test_a_restore_that_was_killed_before_its_own_record_can_be_repeated(folder: Path, tmp_path: Path) -> None:
-    file = tmp_path / "copy"
-    ledger_copy.move(folder, file, patient_key=KEY)
-    ledger_copy.restore(folder, file, patient_key=KEY, anchor=None)  # as the kill left it: the copy, and nothing more
-    opened(folder).close()
-
-
-def test_a_backup_never_overwrites(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "copy").write_text("precious")
-    for call in (ledger_copy.backup, ledger_copy.move):
-        with pytest.raises(ChainError, match="exists already"):
-            call(folder, tmp_path / "copy", patient_key=KEY)
-    opened(folder).close()  # and the ledger was not closed for it
-
-
-# The command
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Path:
-    made = tmp_path / "north"
-    (made / "keys").mkdir(parents=True)
-    (made / "keys" / "patient.key").write_bytes(KEY)
-    (made / "site.toml").write_text(site_toml("north"))
-    make(made / FOLDER)
-    return made
-
-
-def run(*arguments: Any) -> str:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.output
-
-
-def test_show_prints_what_is_spent_set_aside_and_left_while_the_client_runs(site: Path) -> None:
-    with opened(site / FOLDER) as ledger:
-        allocate(ledger, each=1.0, orders=4)
-        ledger.reserve(QUERY, event(1.0))
-        shown = json.loads(run("show", site, "--json"))
-        assert shown["pools"]["train"] == {"spent": 0.1, "allocated": 0.3, "left": 0.6}
-        assert shown["pools"]["test"] == {"spent": 0.0, "allocated": 0.0, "left": 1.0}
-        assert shown["limit"] == {"epsilon": 8.0, "delta": 1e-5, "order": 3.86, "value": 10.0}
-        assert (shown["anchor"], shown["records"], shown["protected"]) == (str(ledger.anchor), 3, True)
-        text = run("show", site)
-        assert "10.00%" in text and str(ledger.anchor) in text and "epsilon at most 8" in text
-        assert run("verify", site, "--anchor", ledger.anchor).startswith("ok: 3 records")
-
-
-def test_verify_refuses_what_was_edited_and_an_anchor_that_is_not_there(site: Path) -> None:
-    assert run("verify", site).startswith("ok: 1 records")
-    with pytest.raises(LedgerError, match="does not contain"):
-        run("verify", site, "--anchor", f"0-{'0' * 20}")
-    path = site / FOLDER / "ledger.jsonl"
-    path.write_bytes(path.read_bytes().replace(b"1e-05", b"1e-06"))
-    with pytest.raises(ChainError, match="not the one that the head names"):
-        run("verify", site)
-
-
-def test_backup_move_and_restore_as_commands(site: Path, tmp_path: Path) -> None:
-    said = run("backup", site, tmp_path / "copy")
-    anchor = said.split()[-1]
-    run("move", site, tmp_path / "moved")
-    assert "Closed" in run("show", site)
-    for name, options in (("copy", ["--anchor", anchor]), ("moved", [])):
-        other = tmp_path / f"other-{name}"
-        (other / "keys").mkdir(parents=True)
-        (other / "keys" / "patient.key").write_bytes(KEY)
-        (other / "site.toml").write_text(site_toml("north"))
-        assert "goes on at" in run("restore", other, tmp_path / name, *options)
-        opened(other / FOLDER).close()
-
-
-# Any sequence of operations and crashes
-
-STUDIES, LIMIT = ("one", "two"), 10
-OPERATIONS = st.one_of(
-    st.tuples(st.just("allocate"), st.sampled_from(STUDIES), st.sampled_from(["train", "test"]), st.integers(1, 6)),
-    st.tuples(
-        st.just("release"), st.sampled_from(STUDIES), st.sampled_from(["train", "test"]), st.integers(1, 3),
-        st.sampled_from("ab"), st.sampled_from(["ok", "ok", "fails", "torn", "no head"]),
-    ),
-    st.tuples(st.just("forget"), st.sampled_from(STUDIES), st.sampled_from(["train", "test"]), st.integers(1, 3)),
-    st.tuples(st.just("close"), st.sampled_from(STUDIES)),
-    st.tuples(st.just("restart")),
-)  # fmt: skip
-
-
-class Model:
-    """The rules, naively: lists that are summed each time. One order costs 1."""
-
-    def __init__(self) -> None:
-        self.charged: list[tuple[str, str]] = []  # study, pool
-        self.allocated: dict[tuple[str, str], list[int]] = {}  # amount, used
-        self.kept: dict[Query, bytes] = {}
-
-    def left(self, pool: str) -> int:
-        held = sum(amount - used for (_, name), (amount, used) in self.allocated.items() if name == pool)
-        return LIMIT - sum(name == pool for _, name in self.charged) - held
-
-
-@given(operations=st.lists(OPERATIONS, max_size=25))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_any_sequence_of_operations_and_crashes_equals_the_naive_model(operations: list[Any]) -> None:
-    with TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("client.chain.os.fsync", lambda _: None)
-        folder, model, count = make(Path(place) / "state"), Model(), 0
-        ledger = opened(folder)
-        sent: dict[Query, set[bytes]] = {}
-        for operation in operations:
-            match operation:
-                case ("allocate", study, pool, orders):
-                    fits = (study, pool) not in model.allocated and orders <= model.left(pool)
-                    try:
-                        allocate(ledger, study, each=1.0, orders=orders, pool=pool)
-                        assert fits
-                        model.allocated[study, pool] = [orders, 0]
-                    except LedgerError:
-                        assert not fits
-                case ("release", study, pool, round_, weights, end):
-                    query = Query(study=study, pool=pool, round=round_, weights=weights * 64)
-                    for old in [q for q in model.kept if q.study == study and q.round < round_]:
-                        del model.kept[old]
-                    has = model.allocated.get((study, pool), [0, 0])
-                    fits = query in model.kept or has[1] < has[0]
-                    charged, trained = query not in model.kept and fits, []
-                    count += 1
-
-                    def train(end: str = end, mark: bytes = b"%d" % count, trained: list[Any] = trained) -> bytes:
-                        trained.append(mark)
-                        if end == "fails":
-                            raise RuntimeError
-                        return mark
-
-                    if charged:
-                        has[1] += 1
-                        model.charged.append((study, pool))
-                    try:
-                        update = ledger.release(query, event(1.0), train)
-                        assert fits
-                        assert update == model.kept.get(query, b"%d" % count)
-                        model.kept[query] = update
-                        sent.setdefault(query, set()).add(update)
-                        if charged and end in ("torn", "no head"):  # killed while the commit was written: never sent
-                            sent[query].discard(update)
-                            ledger.close()
-                            if undo_last(folder, torn=end == "torn"):
-                                del model.kept[query]
-                            ledger = opened(folder)
-                    except RuntimeError:
-                        assert charged
-                    except BudgetError:
-                        assert not fits
-                    assert bool(trained) == charged
-                case ("forget", study, pool, round_):
-                    query = Query(study=study, pool=pool, round=round_, weights="a" * 64)
-                    ledger.forget(query)
-                    model.kept.pop(query, None)
-                case ("close", study):
-                    keys = [key for key in model.allocated if key[0] == study]
-                    try:
-                        ledger.close_study(study)
-                        assert keys
-                    except LedgerError:
-                        assert not keys
-                    for key in keys:
-                        del model.allocated[key]
-                case _:
-                    ledger.close()
-                    ledger = opened(folder)
-            for pool in ("train", "test"):
-                assert left(ledger, pool) == model.left(pool) >= 0
-                assert ledger.state.reserved[pool] == UNIT * sum(name == pool for _, name in model.charged)
-        ledger.close()
-        assert sum(len(updates) for updates in sent.values()) <= len(model.charged)
-        with opened(folder) as again:
-            assert again.state == ledger.state
-
-
-def undo_last(folder: Path, *, torn: bool) -> bool:
-    """The last record as a kill leaves it: torn, or whole and without its head. Whether it is void."""
-    path = folder / "ledger.jsonl"
-    *before, last, _ = path.read_bytes().split(b"\n")
-    (folder / "ledger.head").write_text(f"{json.loads(last)['sequence'] - 1}-{json.loads(last)['previous']}\n")
-    if torn:
-        path.write_bytes(b"\n".join([*before, last[: len(last) // 2]]))
-    return torn

@@ -117,7 +117,7 @@ def made(folder: Path) -> Path:
     values = {"pools": {"train": 1.0}, "order": 3.86, "limit": 4.0, "epsilon": 8.0, "delta": 1e-5}
     create(folder, patient_key=KEY, nominal_patients=300, **values)  # type: ignore[arg-type]
     with opened(folder) as ledger:
-        ledger.allocate("one", "train", [({"cost": 1.0}, ORDERS)], epsilon=3.0, delta=1e-5)
+        ledger.allocate("one", {"train": [({"cost": 1.0}, ORDERS)]}, epsilons={"train": 3.0}, delta=1e-5)
     return folder
 
 

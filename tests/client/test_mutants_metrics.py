@@ -1,7 +1,6 @@
 """Faults planted into the private metrics: each must be noticed."""
 
-import pytest
-from mutants import survives
+from mutants import noticed, placed, unharmed
 
 CURVES, RELEASE = ("tests/common/test_noisy_curves.py",), ("tests/common/test_tasks_release.py",)
 SITE, SERVER = ("tests/client/test_dp_metrics.py",), ("tests/server/test_private_metrics.py",)
@@ -122,9 +121,6 @@ FAULTS = {
     ),
 }
 
-
-@pytest.mark.slow
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_noticed(fault: str) -> None:
-    file, old, new, tests = FAULTS[fault]
-    assert not survives(file, old, new, tests)
+test_a_planted_fault_is_noticed = noticed(FAULTS)
+test_each_fault_has_its_one_place = placed(FAULTS)
+test_without_a_fault_the_tests_pass = unharmed(FAULTS)

@@ -1,7 +1,6 @@
 """Planted faults where the study meets the private step: each is noticed."""
 
-import pytest
-from mutants import survives
+from mutants import noticed, placed, unharmed
 
 PRIVATE = ["tests/client/test_private.py"]
 CLEAR = ["tests/simulations/test_secure_run.py::test_a_site_of_a_secure_study_answers_nothing_in_the_clear"]
@@ -45,9 +44,6 @@ FAULTS = {
     ),
 }
 
-
-@pytest.mark.slow
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_noticed(fault: str) -> None:
-    file, old, new, tests = FAULTS[fault]
-    assert not survives(file, old, new, tests)
+test_a_planted_fault_is_noticed = noticed(FAULTS)
+test_each_fault_has_its_one_place = placed(FAULTS)
+test_without_a_fault_the_tests_pass = unharmed(FAULTS)

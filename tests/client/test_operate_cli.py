@@ -10,12 +10,14 @@ from control_cases import ask, order, settle
 from small import private_study, protect, tiny_study, write_site
 from typer.testing import CliRunner
 
+from client import supernode
+from client.__main__ import app as whole
 from client.approval import ApprovalError
 from client.chain_lines import ChainError
 from client.operate_cli import app
 from client.site import open_site
-from common import params
-from common.errors import DataError, FederationError, Reason
+from common import params, processes
+from common.errors import DataError, FederationError, Reason, StudyError
 from common.models import build_model
 from server.model_card import save_model
 
@@ -67,18 +69,26 @@ def test_what_the_policy_forbids_can_not_be_approved(folder: Path) -> None:
 
 def test_an_officer_signs_on_her_own_machine(folder: Path, tmp_path: Path) -> None:
     key = tmp_path / "officer.key"
-    line = run("sign", "--new", "--key", key)
-    assert key.stat().st_mode & 0o077 == 0
-    settle(folder, privacy="optional", approve="signed", approvers=json.loads(line.partition("=")[2]))
+    said = run("sign", "--new", "--key", key).splitlines()
+    assert key.stat().st_mode & 0o077 == 0 and said[0].startswith("public key: ")
+    words = said[1].partition("client policy SITE ")[2].split()
+    CliRunner().invoke(whole, ["policy", str(folder), *words], catch_exceptions=False)
+    assert open_site(folder).policy.approvers == (said[0].split()[-1],)
     with pytest.raises(ApprovalError, match="--signature"):
         run("approve", folder, STUDY.sha256)
     pending = folder / "pending" / f"{STUDY.sha256}.json"
     signature = run("sign", "--key", key, "--study", pending, "--site", "site-0").strip()
+    told = json.loads(run("sign", "--key", key, "--study", pending, "--site", "site-0", "--json"))
+    assert told == {"schema": 1, "site": "site-0", "study": STUDY.sha256, "signature": signature}
     run("approve", folder, STUDY.sha256, "--signature", signature)
     assert ask(folder, order("propose", STUDY), STUDY).reason is Reason.OK
     for wrong in (("--new", "--key", key), ("--key", key), ("--key", pending, "--study", pending, "--site", "a")):
         with pytest.raises(DataError):
             run("sign", *wrong)
+    with pytest.raises(StudyError, match=r"site\.toml: the study sent is not JSON"):
+        run("sign", "--key", key, "--study", folder / "site.toml", "--site", "site-0")
+    made = json.loads(run("sign", "--new", "--key", tmp_path / "another.key", "--json"))
+    assert made["key"] == str(tmp_path / "another.key") and len(made["public"]) == 64
 
 
 def test_status_says_what_was_asked_answered_and_sent(tmp_path: Path) -> None:
@@ -94,6 +104,30 @@ def test_status_says_what_was_asked_answered_and_sent(tmp_path: Path) -> None:
     assert "2 x ok" in text and "may run; 1 rounds answered" in text and found["audit"] in text
 
 
+def test_status_says_whether_the_site_is_connected(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert json.loads(run("status", folder, "--json"))["supernode"] == "none"
+    assert "in no federation as yet: `client init`" in run("status", folder)
+    (folder / "supernode").mkdir()
+    settings = supernode.toml(server="federation.test:9092", runtime="127.0.0.1:1", health="127.0.0.1:1")
+    (folder / "supernode" / "supernode.toml").write_text(settings)
+    assert json.loads(run("status", folder, "--json", code=1))["supernode"] == "not serving"
+    monkeypatch.setattr(processes, "serving", lambda _address: True)
+    found = json.loads(run("status", folder, "--json"))
+    assert (found["supernode"], found["server"], found["workers"]) == ("serving", "federation.test:9092", 0)
+    text = run("status", folder)
+    assert "SuperNode: serving, 0 workers; server federation.test:9092" in text and "in no federation" not in text
+
+
+def test_status_shows_a_rounds_bytes_beside_their_limit(folder: Path) -> None:
+    run("approve", folder, STUDY.sha256)
+    settle(folder, privacy="optional", round_bytes=10_000_000)
+    ask(folder, order("propose", STUDY), STUDY)
+    ask(folder, order("update", STUDY), STUDY)
+    last = json.loads(run("status", folder, "--json"))["last_round"]
+    assert last["round"] == 1 and last["limit"] == 10_000_000 and 0 < last["bytes"] < 10_000_000
+    assert "(limit 10.0 MB: policy.round_bytes)" in run("status", folder)
+
+
 def test_the_log_is_verified_and_shown(folder: Path) -> None:
     anchor = json.loads(run("audit", "verify", folder, "--json"))["anchor"]
     run("approve", folder, STUDY.sha256, "--by", "anna")
@@ -102,13 +136,21 @@ def test_the_log_is_verified_and_shown(folder: Path) -> None:
     assert "asked     propose round 1 attempt 1" in text and "refused:not_approved (study" in text
     assert "approved  tiny" in text and "by anna" in text
     assert len(run("audit", "show", folder, "--last", 1, "--study", STUDY.sha256[:8]).splitlines()) == 1
-    lines = [json.loads(line) for line in run("audit", "show", folder, "--json").splitlines()]
-    assert [line["sequence"] for line in lines] == [0, 1, 2, 3]
+    shown = json.loads(run("audit", "show", folder, "--json"))
+    assert shown["schema"] == 1 and [line["sequence"] for line in shown["lines"]] == [0, 1, 2, 3]
+    assert json.loads(run("audit", "show", folder, "--json", "--study", "f" * 64)) == {"schema": 1, "lines": []}
+    assert "no line about study f" in run("audit", "show", folder, "--study", "f" * 64)
     assert run("audit", "sets", folder).startswith("0 pairs")
     path = folder / "audit" / "audit.jsonl"
     path.write_bytes(path.read_bytes().replace(b"anna", b"otto"))
     with pytest.raises(ChainError):
         run("audit", "verify", folder)
+
+
+def test_a_log_in_which_nothing_stands_yet_says_so(tmp_path: Path) -> None:
+    folder = settle(write_site(tmp_path / "site-0", images=0, seed=0))
+    assert run("audit", "show", folder) == "nothing was asked here as yet\n"
+    assert json.loads(run("audit", "show", folder, "--json")) == {"schema": 1, "lines": []}
 
 
 def test_check_prints_a_line_each_and_its_exit_code_is_for_scripts(folder: Path) -> None:

@@ -10,10 +10,10 @@ import pytest
 from control_cases import ask, errors, logged, order, settle
 from small import private_study, protect, tiny_study, write_site
 
-from client import policy, policy_text
+from client import approval, policy, policy_text
 from client.policy import SIMULATED, Policy, PolicyError, Terms, beyond, check, check_order
 from client.site import open_site
-from common import params
+from common import params, wire
 from common.errors import DataError, Reason
 from common.models import build_model
 from common.study import Study
@@ -64,6 +64,7 @@ def test_every_limit_refuses_what_goes_beyond_it_and_nothing_else(
 def test_every_key_of_the_policy_has_a_test() -> None:
     elsewhere = {"approve", "approvers", "unprotected", "lifetime_epsilon", "hours", "round_bytes", "parameters"}
     elsewhere |= {"answer_every", "min_change"}
+    elsewhere |= {"drop_burned_in"}  # of the index: tests/client/test_quality.py
     assert {key for low, _, _ in LIMITS for key in low} | elsewhere == set(Policy.model_fields)
 
 
@@ -129,9 +130,9 @@ def test_an_order_outside_the_hours_is_refused_but_a_round_that_was_begun_is_fin
     night = OPEN.model_copy(update={"hours": ("20:00-06:00",)})
     for kind in ("update", "evaluate"):
         with pytest.raises(PolicyError, match="12:00 is outside"):
-            check_order(night, BARE, kind=kind, round=1, now=NOON, moved=0)
-        check_order(night, BARE, kind=kind, round=1, now=NOON.replace(hour=23), moved=0)
-    check_order(night, BARE, kind="open", round=1, now=NOON, moved=0)
+            check_order(night, BARE, kind=kind, round=1, now=NOON, moved=0, asked=0)
+        check_order(night, BARE, kind=kind, round=1, now=NOON.replace(hour=23), moved=0, asked=0)
+    check_order(night, BARE, kind="open", round=1, now=NOON, moved=0, asked=0)
 
 
 @pytest.mark.parametrize(("kind", "round", "fine"), [
@@ -140,10 +141,60 @@ def test_an_order_outside_the_hours_is_refused_but_a_round_that_was_begun_is_fin
 ])  # fmt: skip
 def test_rounds_that_the_study_does_not_have_are_refused(kind: str, round: int, fine: bool) -> None:
     if fine:
-        check_order(OPEN, BARE, kind=kind, round=round, now=NOON, moved=0)
+        check_order(OPEN, BARE, kind=kind, round=round, now=NOON, moved=0, asked=0)
         return
     with pytest.raises(PolicyError, match=f"round {round} of study"):
-        check_order(OPEN, BARE, kind=kind, round=round, now=NOON, moved=0)
+        check_order(OPEN, BARE, kind=kind, round=round, now=NOON, moved=0, asked=0)
+
+
+@pytest.mark.parametrize(
+    ("own", "study", "kind", "most"),
+    [
+        (OPEN, BARE, "update", 8),  # two rounds, and as often anew as a study may be begun
+        (OPEN.model_copy(update={"rounds": 3}), BARE, "update", 3),
+        (OPEN.model_copy(update={"rounds": 30}), BARE, "update", 8),
+        (OPEN, PRIVATE, "update", 12),  # with a spare round
+        (OPEN, BARE, "evaluate", 8),
+        (OPEN, METRICS, "evaluate", 4),
+    ],
+)
+def test_a_study_has_answers_for_so_many_models_and_no_more(own: Policy, study: Study, kind: str, most: int) -> None:
+    check_order(own, study, kind=kind, round=1, now=NOON, moved=0, asked=most - 1)
+    for asked in (most, most + 1):
+        with pytest.raises(PolicyError, match=f"answers to {asked} orders") as caught:
+            check_order(own, study, kind=kind, round=1, now=NOON, moved=0, asked=asked)
+    assert "client approve" in str(caught.value) and "\n" not in str(caught.value)
+    check_order(own, study, kind="open", round=1, now=NOON, moved=0, asked=most)
+
+
+def test_a_server_can_not_ask_about_weights_that_it_chooses_without_end(tmp_path: Path) -> None:
+    folder = settle(write_site(tmp_path / "site-0", images=16, seed=0), approve="auto", privacy="optional", rounds=2)
+    ask(folder, order("propose", BARE), BARE)
+
+    def answers(kind: wire.Kind, values: range, **changes: Any) -> list[Reason]:
+        asked = (order(kind, BARE, value=0.001 * value, **changes) for value in values)
+        return [ask(folder, one, BARE).reason for one in asked]
+
+    assert answers("update", range(6)) == [Reason.OK] * 2 + [Reason.POLICY] * 4
+    assert "client approve" in errors(folder)
+    for attempt in range(2, 8):  # rounds that are done again: no new weights
+        assert answers("update", range(2), attempt=attempt, run=f"{attempt:064d}") == [Reason.OK] * 2
+    assert answers("update", range(1), round=2) == [Reason.POLICY]
+    assert answers("evaluate", range(10)) == [Reason.OK] * 8 + [Reason.POLICY] * 2
+    approval.approve(open_site(folder), BARE, by="anna")
+    assert answers("update", range(8, 12)) == [Reason.OK] * 2 + [Reason.POLICY] * 2
+
+
+def test_what_was_refused_or_is_another_studys_is_not_counted(tmp_path: Path) -> None:
+    folder = settle(write_site(tmp_path / "site-0", images=16, seed=0), approve="auto", privacy="optional", rounds=2)
+    another = tiny_study(study={"name": "another"})
+    for study in (BARE, another):
+        ask(folder, order("propose", study), study)
+        settle(folder, approve="auto", privacy="required")
+        assert ask(folder, order("update", study, value=0.5), study).reason is Reason.POLICY
+        settle(folder, approve="auto", privacy="optional", rounds=2)
+        for number in (1, 2):
+            assert ask(folder, order("update", study, round=number), study).reason is Reason.OK
 
 
 def test_bytes_are_counted_over_all_attempts_at_a_round(tmp_path: Path) -> None:

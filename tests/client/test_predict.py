@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from client import dataset, ensemble, index, predict_cli, sliding, sources
 from client.annotations.picture import pixels as picture_pixels
 from client.ensemble import Outcome, divergence, outcomes
+from client.pose import STORED
 from client.site import site_toml
 from client.train import device, predicted
 from common.errors import DataError, StudyError
@@ -66,7 +67,7 @@ def test_each_image_becomes_model_input_by_the_code_that_training_uses_bit_for_b
     model = open_model(saved(tmp_path / "m", study))
     for position, row in enumerate(rows):
         pixels = sources.pixels(row.source, window=study.preprocessing.window)
-        own, theirs = ensemble.model_input([pixels], model), trained.batch([position]).images
+        own, theirs = ensemble.model_input([pixels], [row.pose], model), trained.batch([position]).images
         assert own.numpy().tobytes() == theirs.numpy().tobytes() and own.shape == theirs.shape
     probabilities = [p for _, _, batch in predicted(model.network.to(device()), trained, study) for p in batch]
     counts = run([tmp_path / "m"], images, tmp_path / "out", overlays=False, objects=False)
@@ -246,7 +247,7 @@ def test_windows_are_answered_at_the_images_own_resolution(tmp_path: Path) -> No
     pixels = np.random.default_rng(5).random((32, 48), np.float32)
     corners = sliding.windows((32, 48), (32, 32))
     assert corners == [(0, 0), (0, 16)]
-    raw = [model.network(ensemble.model_input([pixels[:, x : x + 32]], model)) for x in (0, 16)]
+    raw = [model.network(ensemble.model_input([pixels[:, x : x + 32]], [STORED], model)) for x in (0, 16)]
     left, right = (torch.sigmoid(one.detach())[0, 0].numpy() for one in raw)
     (found,) = outcomes([model], [{"dicom": pixels}], rule="mean", window=True, where=torch.device("cpu"))
     assert np.array_equal(found.prediction[0, :, :16], left[:, :16] >= 0.5)
@@ -275,10 +276,49 @@ def test_a_mean_and_a_vote_are_what_they_say(three: list[Model]) -> None:
     for rule in RULES:
         together = outcomes(three, images, rule=rule, window=False, where=CPU)
         for own, found in zip(alone, together, strict=True):
-            votes = [np.eye(2)[one.argmax()] for one in own]
-            expected = np.mean(own if rule == "mean" else votes, axis=0)
-            np.testing.assert_allclose(found.prediction, expected, atol=1e-5)
+            np.testing.assert_allclose(found.prediction, np.mean(own, axis=0), atol=1e-5)
+            votes = np.bincount([int(one.argmax()) for one in own], minlength=2)
+            assert found.best == (np.mean(own, axis=0) if rule == "mean" else votes).argmax()
+            assert found.votes is None if rule == "mean" else found.votes.tolist() == votes.tolist()  # type: ignore[union-attr]
             assert found.disagreement is not None and 0 <= found.disagreement <= 1
+
+
+def test_a_tie_is_undecided_and_scores_are_no_votes(tmp_path: Path, three: list[Model]) -> None:
+    said = [np.array(values, np.float32) for values in ([0.9, 0.1], [0.4, 0.6], [0.5, 0.5])]
+    voted, alone = ensemble._classified(said, "vote"), ensemble._classified(said[2:], "vote")
+    np.testing.assert_allclose(voted.prediction, [0.6, 0.4], rtol=1e-6)
+    assert voted.votes is not None and voted.votes.tolist() == [1, 1] and voted.best is None
+    assert alone.votes is None and alone.best is None
+    assert ensemble._classified(said[:2], "mean").best == 0
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (SIDE, SIDE), np.uint8)).save(images / "a.png")
+    models = [tmp_path / f"m{k}" for k in range(3)]
+    run(models, images, tmp_path / "out", rule="vote", overlays=False)
+    run(models, images, tmp_path / "mean", overlays=False)
+    (vote,), (mean,) = (lines(tmp_path / name / "predictions.csv") for name in ("out", "mean"))
+    assert int(vote["votes:dark"]) + int(vote["votes:bright"]) == 3 and "votes:dark" not in mean
+    assert vote["score:dark"] == mean["score:dark"] and 0 < float(vote["score:dark"]) < 1
+
+
+@pytest.mark.parametrize(
+    ("values", "models", "options"),
+    [
+        ({}, 1, {}),
+        ({}, 2, {"rule": "mean"}),
+        (UNET, 1, {"window": False}),
+        (RETINA, 1, {"window": False, "min_score": 0.3}),
+    ],
+)
+def test_the_summary_and_the_pictures_have_the_options_that_mean_something(
+    tmp_path: Path, pictures: Path, values: dict[str, Any], models: int, options: dict[str, Any]
+) -> None:
+    folders = [saved(tmp_path / f"m{k}", tiny_study(**values), seed=k) for k in range(models)]
+    run(folders, pictures, tmp_path / "out")
+    summary = json.loads((tmp_path / "out" / "prediction.json").read_text())
+    assert {name: summary[name] for name in ("rule", "window", "min_score") if name in summary} == options
+    with Image.open(tmp_path / "out" / "overlays" / "000001.png") as shown:
+        assert shown.info.get("min_score") == (str(options["min_score"]) if "min_score" in options else None)
 
 
 def test_disagreement_is_0_of_one_mind_and_1_where_each_is_sure_of_another() -> None:

@@ -1,31 +1,31 @@
 """What prediction writes as DICOM opens elsewhere, lies where the image lies, and says what made it."""
 
-import contextlib
 import json
 import shutil
-import socket
 import subprocess
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import archives
 import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
-import requests
 from dicom_cases import SIZE, enhanced, saved, slice_
 from predict_cases import NOW, RETINA, UNET, lines, run
 from predict_cases import saved as saved_model
+from pydicom.dataset import FileDataset
+from pydicom.uid import UltrasoundMultiFrameImageStorage
 from small import tiny_study
 
 from client import study_results
 from client.dicom_objects import image_geometry, read, read_origin
+from client.dicom_objects.findings import Finding
+from client.dicom_objects.maker import Maker
 from client.dicom_objects.origins import Origin
-from client.dicom_objects.writing import Finding, Maker, write_report, write_segmentation
-from client.drops import Unusable
+from client.dicom_objects.writing import write_report, write_segmentation
+from client.drops import Drop, Unusable
 
 CLASSES = ("lesion", "Gefäß\\rest")
 MAKER = Maker(
@@ -35,8 +35,10 @@ MAKER = Maker(
     studies=("12" * 32, "34" * 32),
     intended_use="research; not a medical device",
     made=NOW,
+    rule="vote",
+    window=True,
+    min_score=0.9,
 )
-ORTHANC = shutil.which("Orthanc")
 
 
 def series(folder: Path, count: int = 3) -> list[Path]:
@@ -77,19 +79,97 @@ def test_a_segmentation_comes_back_pixel_for_pixel_on_each_slice(tmp_path: Path)
     assert ours.names == ("lesion", "Gefäß/rest")  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("kind", ["projection", "multi-frame"])
-def test_a_segmentation_of_an_image_without_a_place_or_of_many_frames(tmp_path: Path, kind: str) -> None:
-    image = slice_(0, projection=True) if kind == "projection" else enhanced([slice_(k) for k in range(3)])
+def image_of(kind: str) -> FileDataset:
+    """An image of one frame, or three, that has no place in the patient, or none that a series could share."""
+    match kind:
+        case "projection":
+            return slice_(0, projection=True)
+        case "frames with places":
+            return enhanced([slice_(k) for k in range(3)])
+        case "frames at one place":
+            return enhanced([slice_(k) for k in (0, 1, 1)])
+        case "frames":
+            image = slice_(0, projection=True)
+            image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = UltrasoundMultiFrameImageStorage
+            image.NumberOfFrames, image.PixelData = 3, 3 * image.PixelData
+            return image
+    image = slice_(0)
+    delattr(image, kind)
+    return image
+
+
+@pytest.mark.parametrize("classes", [CLASSES, CLASSES[:1]])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "projection",
+        "frames",
+        "frames with places",
+        "frames at one place",
+        "FrameOfReferenceUID",
+        "PixelSpacing",
+        "ImagePositionPatient",
+    ],
+)
+def test_a_segmentation_of_an_image_without_a_place_or_of_many_frames(
+    tmp_path: Path, kind: str, classes: tuple[str, ...]
+) -> None:
+    image = image_of(kind)
     path = saved(image, tmp_path / "image.dcm")
-    frames = 1 if kind == "projection" else 3
-    masks = masks_of(1, frames)
-    write_segmentation(tmp_path / "s.dcm", [read_origin(path)], masks, classes=CLASSES, maker=MAKER)
+    frames = int(image.get("NumberOfFrames", 1))
+    masks = [masks_of(1, frames)[0][:, : len(classes)]]
+    masks[0][frames // 2 + 1 :, 0] = False
+    write_segmentation(tmp_path / "s.dcm", [read_origin(path)], masks, classes=classes, maker=MAKER)
+    other, uid = hd.seg.segread(tmp_path / "s.dcm"), str(image.SOPInstanceUID)
+    assert other.ReferencedSeriesSequence[0].ReferencedInstanceSequence[0].ReferencedSOPClassUID == image.SOPClassUID
+    (source,) = other.PerFrameFunctionalGroupsSequence[0].DerivationImageSequence[0].SourceImageSequence
+    assert (source.ReferencedSOPInstanceUID, source.ReferencedSOPClassUID) == (uid, image.SOPClassUID)
+    found = (
+        other.get_pixels_by_source_frame(
+            uid, range(1, frames + 1), ignore_spatial_locations=True, assert_missing_frames_are_empty=True
+        )
+        if frames > 1
+        else other.get_pixels_by_source_instance([uid], ignore_spatial_locations=True)
+    )
+    assert np.array_equal(found.transpose(0, 3, 1, 2) > 0, masks[0])
+    assert "FrameOfReferenceUID" in other if kind == "frames with places" else "FrameOfReferenceUID" not in other
+    dump("dcmdump", tmp_path / "s.dcm")
+    if len(classes) == 1:
+        return
     ours = read(tmp_path / "s.dcm", "segmentation")
     for frame in range(frames):
         mask, _ = ours.mask(str(image.SOPInstanceUID), frame, SIZE, image_geometry(path)) or (None, None)  # type: ignore[union-attr]
         assert mask is not None
         assert np.array_equal(mask == 2, masks[0][frame, 1])
         assert np.array_equal(mask == 1, masks[0][frame, 0] & ~masks[0][frame, 1])
+
+
+def test_slices_at_one_place_get_segmentations_of_their_own(tmp_path: Path) -> None:
+    data, echoes = tmp_path / "in", dict[str, int]()
+    for number in range(3):
+        for echo in (2, 1):
+            image = slice_(number, uid=f"1.2.9.3.{number}.{echo}")
+            image.EchoNumbers, image.InstanceNumber = echo, 2 * number + echo
+            echoes[str(image.SOPInstanceUID)] = echo
+            saved(image, data / f"{number}{3 - echo}.dcm")
+    model = saved_model(tmp_path / "m", tiny_study(study=UNET["study"], model=UNET["model"]))
+    counts = run([model], data, tmp_path / "out", overlays=False).plain
+    assert counts["written"] == {"segmentations": 2} and not counts["unwritten"]
+    for path in (tmp_path / "out" / "segmentations").iterdir():
+        images = read(path, "segmentation").images
+        assert len(images) == 3 and len({echoes[uid] for uid in images}) == 1
+    for one in lines(tmp_path / "out" / "predictions.csv"):
+        ours = read(tmp_path / "out" / one["segmentation"], "segmentation")
+        found = ours.mask(one["sop_instance_uid"], 0, SIZE, image_geometry(data / one["file"]))  # type: ignore[union-attr]
+        assert found is not None and int((found[0] > 0).sum()) == int(one["pixels:lesion"])
+
+
+def test_a_header_of_which_no_result_can_be_made_is_not_called_unreadable(tmp_path: Path) -> None:
+    origin = read_origin(series(tmp_path / "in", 1)[0])
+    origin.dataset.Rows = 7
+    with pytest.raises(Unusable, match="no DICOM result can be made from the image's header") as caught:
+        write_segmentation(tmp_path / "s.dcm", [origin], masks_of(1), classes=CLASSES, maker=MAKER)
+    assert caught.value.reason is Drop.UNSUPPORTED
 
 
 def test_a_segmentation_in_which_nothing_was_found_says_so(tmp_path: Path) -> None:
@@ -103,8 +183,25 @@ def findings(origins: list[Origin]) -> list[Finding]:
     box = Finding(
         origin=origins[0], frame=0, name="lesion", scores={"lesion": 0.75}, box=(1.5, 2, 9, 7.25), disagreement=0.5
     )
-    whole = Finding(origin=origins[1], frame=0, name=CLASSES[1], scores={"lesion": 0.2, CLASSES[1]: 0.8})
-    return [box, whole]
+    scores = {"lesion": 0.2, CLASSES[1]: 0.8}
+    whole = Finding(origin=origins[1], frame=0, name=CLASSES[1], scores=scores, disagreement=0.25)
+    tie = Finding(origin=origins[2], frame=0, name=None, scores=scores, votes={"lesion": 1, CLASSES[1]: 1})
+    return [box, whole, tie]
+
+
+SCORE, VOTES = "Score of a model, from 0 to 1", "Models that find this class more probable than any other"
+DISAGREEMENT = "Disagreement of models, from 0 to 1"
+
+
+def said_of(group: Any) -> tuple[dict[str, str], str | None, dict[str, float]]:
+    """What a group evaluates, what it is about, and what it measures."""
+    about = group.finding_type
+    own = [one for one in group.get_qualitative_evaluations() if one.name.scheme_designator == "99FEDWARD"]
+    return (
+        {one.name.meaning: one.value.meaning for one in own},
+        about and about.meaning,
+        {one.name.meaning: one.value for one in group.get_measurements()},
+    )
 
 
 def test_a_report_comes_back_with_boxes_classes_and_scores(tmp_path: Path) -> None:
@@ -112,15 +209,19 @@ def test_a_report_comes_back_with_boxes_classes_and_scores(tmp_path: Path) -> No
     origins = [read_origin(p) for p in paths]
     write_report(tmp_path / "r.dcm", origins, findings(origins), maker=MAKER)
     ours = read(tmp_path / "r.dcm", "report")
+    assert [region.name for region in ours.regions] == ["lesion"]  # type: ignore[union-attr]
     (found,) = ours.boxes(origins[0].uid, 0, image_geometry(paths[0]))  # type: ignore[union-attr]
     assert (found[0].x1, found[0].y1, found[0].x2, found[0].y2, found[0].name) == (1.5, 2, 9, 7.25, "lesion")
     assert ours.images == {origin.uid for origin in origins}  # type: ignore[union-attr]
     other = hd.sr.srread(tmp_path / "r.dcm")
     (box,) = other.content.get_planar_roi_measurement_groups()  # type: ignore[attr-defined]
     assert [m.value for m in box.get_measurements()] == [0.75, 0.5]
-    (whole,) = other.content.get_image_measurement_groups()  # type: ignore[attr-defined]
-    assert [m.value for m in whole.get_measurements()] == [0.2, 0.8]
-    assert "Gefäß/rest" in [one.value.meaning for one in whole.get_qualitative_evaluations()]
+    whole, *by_class, tie, _, voted = other.content.get_image_measurement_groups()  # type: ignore[attr-defined]
+    assert said_of(whole) == ({"Class of the highest score": "Gefäß/rest"}, None, {DISAGREEMENT: 0.25})
+    assert [said_of(one) for one in by_class] == [({}, "lesion", {SCORE: 0.2}), ({}, "Gefäß/rest", {SCORE: 0.8})]
+    undecided = "Undecided: no class is ahead of all others"
+    assert said_of(tie) == ({"Class of the most votes": undecided}, None, {})
+    assert said_of(voted) == ({}, "Gefäß/rest", {SCORE: 0.8, VOTES: 1})
     assert (other.VerificationFlag, other.CompletionFlag, other.PreliminaryFlag) == (
         "UNVERIFIED", "COMPLETE", "PRELIMINARY"
     )  # fmt: skip
@@ -131,7 +232,8 @@ def test_a_report_without_findings_names_what_was_looked_at(tmp_path: Path) -> N
     write_report(tmp_path / "r.dcm", origins, [], maker=MAKER)
     assert read(tmp_path / "r.dcm", "report").images == {origin.uid for origin in origins}
     (group,) = hd.sr.srread(tmp_path / "r.dcm").content.get_image_measurement_groups()  # type: ignore[attr-defined]
-    assert "Nothing found by the model" in [one.value.meaning for one in group.get_qualitative_evaluations()]
+    found = {"What the model found": "No box with a score of 0.9 or more"}
+    assert said_of(group) == (found, None, {"Least score of a box that is reported": 0.9})
 
 
 @pytest.mark.slow
@@ -141,7 +243,7 @@ def test_the_longest_report_is_still_read_by_our_own_reader(tmp_path: Path) -> N
         Finding(origin=origin, frame=0, name="lesion", scores={"lesion": 0.5}, box=(k, 1, k + 2, 5))
         for k in range(1001)
     ]
-    with pytest.raises(ValueError, match="1001 findings"):
+    with pytest.raises(ValueError, match="1001 groups"):
         write_report(tmp_path / "r.dcm", [origin], own, maker=MAKER)
     write_report(tmp_path / "r.dcm", [origin], own[:1000], maker=MAKER)
     assert len(read(tmp_path / "r.dcm", "report").regions) == 1000  # type: ignore[union-attr]
@@ -158,6 +260,8 @@ def test_dcmtk_reads_it_without_complaint_and_finds_what_made_it(tmp_path: Path,
     else:
         write_segmentation(path, origins, masks_of(3), classes=CLASSES, maker=MAKER)
     text = dump("dcmdump", path, "+L")
+    for said in ("rule=vote", "window=true", "min_score=0.9"):
+        assert said in text, said
     for said in (*MAKER.weights, *MAKER.studies, "Fedward", "0.1.0", MAKER.intended_use, NOW.strftime("%Y%m%d")):
         assert said in text, said
     assert "A^B" in text and "research only" in text  # the patient's name, as the image has it
@@ -192,7 +296,7 @@ def test_a_header_that_lacks_what_a_result_needs(tmp_path: Path, change: dict[st
         return
     origin = read_origin(path)
     write_segmentation(tmp_path / "s.dcm", [origin], masks_of(1), classes=CLASSES, maker=MAKER)
-    write_report(tmp_path / "r.dcm", [origin], [findings([origin, origin])[0]], maker=MAKER)
+    write_report(tmp_path / "r.dcm", [origin], findings([origin] * 3), maker=MAKER)
     for name in ("s.dcm", "r.dcm"):
         written = pydicom.dcmread(tmp_path / name)
         assert written.StudyInstanceUID == "1.2.9.1"
@@ -242,7 +346,7 @@ def test_a_folder_gets_one_report_for_a_study_or_parts_of_a_long_one(
     values = RETINA if task == "detection" else {"study": {}, "model": {}}
     model = saved_model(tmp_path / "m", tiny_study(study=values["study"], model=values["model"]))
     least = 0.2 if task == "detection" else 0.3
-    monkeypatch.setattr(study_results, "FINDINGS_LIMIT", 150)  # the first study has two images and 200 boxes
+    monkeypatch.setattr(study_results, "GROUPS_LIMIT", 150)  # the first study has two images and 200 boxes
     counts = run([model], data, tmp_path / "out", min_score=least, overlays=False).plain
     assert counts["written"] == {"reports": 3 if task == "detection" else 2}
     table = lines(tmp_path / "out" / "predictions.csv")
@@ -259,55 +363,39 @@ def test_a_folder_gets_one_report_for_a_study_or_parts_of_a_long_one(
             assert len(boxes) == len(drawn) == int(one["boxes"]) > 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Archive:
-    """A running Orthanc on loopback."""
-
-    base: str
-
-    def take(self, path: Path) -> dict[str, Any]:
-        answer = requests.post(f"{self.base}/instances", path.read_bytes(), timeout=30)
-        assert answer.status_code == 200, answer.text
-        found: dict[str, Any] = answer.json()
-        return found
+@pytest.mark.parametrize("task", ["segmentation", "classification"])
+@pytest.mark.parametrize("name", ["PatientID", "IssuerOfPatientID"])
+def test_no_result_is_of_two_patients_whose_studies_and_series_have_one_uid(
+    tmp_path: Path, task: str, name: str
+) -> None:
+    data, owners = tmp_path / "in", {}
+    for number in range(4):
+        image = slice_(number, uid=f"1.2.9.3.{number + 1}")
+        setattr(image, name, owners.setdefault(str(image.SOPInstanceUID), "PA" if number % 2 else "PB"))
+        saved(image, data / f"{number}.dcm")
+    values = UNET if task == "segmentation" else {"study": {}, "model": {}}
+    model = saved_model(tmp_path / "m", tiny_study(study=values["study"], model=values["model"]))
+    run([model], data, tmp_path / "out", overlays=False)
+    kind = "segmentation" if task == "segmentation" else "report"
+    written = sorted((tmp_path / "out" / f"{kind}s").iterdir())
+    assert len(written) == 2
+    for path in written:
+        named = {owners[uid] for uid in read(path, kind).images}  # type: ignore[arg-type]
+        assert named == {str(pydicom.dcmread(path).get(name))}
 
 
 @pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
-    folder = tmp_path_factory.mktemp("orthanc")
-    ports = []
-    for _ in range(2):
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            ports.append(found.getsockname()[1])
-    settings = {
-        "StorageDirectory": str(folder),
-        "IndexDirectory": str(folder),
-        "HttpPort": ports[0],
-        "DicomPort": ports[1],
-        "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": False,
-    }
-    (folder / "o.json").write_text(json.dumps(settings))
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([str(ORTHANC), str(folder / "o.json")], stdout=log, stderr=log)
-    try:
-        for _ in range(300):
-            with contextlib.suppress(requests.ConnectionError):
-                requests.get(f"http://127.0.0.1:{ports[0]}/system", timeout=5).raise_for_status()
-                break
-            time.sleep(0.1)
-        else:
-            pytest.fail((folder / "log").read_text(errors="replace")[-2000:])
-        yield Archive(base=f"http://127.0.0.1:{ports[0]}")
-    finally:
-        process.terminate()
-        process.wait(30)
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[archives.Orthanc]:
+    with archives.orthanc(tmp_path_factory.mktemp("orthanc")) as found:
+        yield found
 
 
 @pytest.mark.e2e
-@pytest.mark.skipif(ORTHANC is None, reason="Orthanc is not installed: apt-get install orthanc")
-def test_orthanc_takes_results_in_and_files_them_under_the_images_study(tmp_path: Path, archive: Archive) -> None:
+@pytest.mark.skipif(archives.BINARY is None, reason="Orthanc is not installed: apt-get install orthanc")
+@pytest.mark.skipif(archives.PLUGIN is None, reason="its DICOMweb plugin is not: apt-get install orthanc-dicomweb")
+def test_orthanc_takes_results_in_and_files_them_under_the_images_study(
+    tmp_path: Path, archive: archives.Orthanc
+) -> None:
     paths = series(tmp_path / "in")
     origins = [read_origin(p) for p in paths]
     write_segmentation(tmp_path / "s.dcm", origins, masks_of(3), classes=CLASSES, maker=MAKER)
@@ -315,5 +403,5 @@ def test_orthanc_takes_results_in_and_files_them_under_the_images_study(tmp_path
     kept = [archive.take(path) for path in (*paths, tmp_path / "s.dcm", tmp_path / "r.dcm")]
     assert all(one["Status"] == "Success" for one in kept)
     assert len({one["ParentStudy"] for one in kept}) == 1 and len({one["ParentPatient"] for one in kept}) == 1
-    tags = requests.get(f"{archive.base}/instances/{kept[3]['ID']}/simplified-tags", timeout=30).json()
+    tags = archive.get(f"instances/{kept[3]['ID']}/simplified-tags").json()
     assert tags["Modality"] == "SEG" and tags["DeviceSerialNumber"] == MAKER.weights[0]

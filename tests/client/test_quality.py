@@ -24,6 +24,7 @@ from small import tiny_study, write_site
 
 from client import index, looks, quality, quality_page, similar
 from client.__main__ import main
+from client.agreement import Agreement
 from client.annotations import Finding, Remark
 from client.dataset import open_dataset
 from client.drops import Drop, Dropped
@@ -170,6 +171,46 @@ def test_attention_names_what_a_person_should_look_at(site: Site) -> None:
     assert not fine and line.startswith("90.9% of the files used (10 images, 5 patients, 2 classes);")
 
 
+def test_lost_files_and_readers_who_disagree_are_points(site: Site) -> None:
+    rows, lost = index.read(site.folder), [Drop.EMPTY_FILE] * 3 + [Drop.TOO_LARGE]
+    others: list[Any] = [Dropped(path=f"{k}.dcm", reason=reason) for k, reason in enumerate(lost)]
+    apart = {"dice": {"lesion": 0.1, "node": 0.9}, "iou": {"lesion": 0.0}, "labels": {"anna": "x", "ben": "y"}}
+    index.write(site.folder, rows, [*others, Agreement(path="a", item=0, **apart)])  # type: ignore[arg-type]
+    points = quality.attention(quality.gather(site), None)
+    assert points[0].startswith("Only 71.4% of the files are used")
+    assert "3 files not used for this reason: empty file." in points
+    assert "1 file not used for this reason: too large." in points
+    wanted = "lesion (Dice 0.10, 1 image), lesion (IoU of boxes 0.00, 1 image) and labels of anna and ben (kappa 0.00)"
+    assert f"Readers agree little on {wanted}: do they mean the same?" in points
+    index.write(site.folder, rows, [Agreement(path="a", item=0, dice={"lesion": 0.5}, labels={"a": "x", "b": "x"})])
+    assert not [p for p in quality.attention(quality.gather(site), None) if "Readers" in p or "Only" in p]
+
+
+def test_labels_outlines_and_boxes_are_counted_apart(site: Site) -> None:
+    rows = index.read(site.folder)
+    mask = np.zeros((rows[0].height, rows[0].width), np.uint8)
+    mask[0, :2] = 1, 2
+    drawn = Annotation(label="sick", mask=mask, mask_names=("tumour", "sick"), boxes=())
+    index.write(site.folder, [replace(rows[0], annotation=drawn), *rows[1:]], [])
+    found = quality.gather(site)
+    images = {group.name: (group.kind, group.images) for group in found.classes}
+    marked = ("tumour (outline)", "sick (outline)")
+    assert images.pop("nothing marked (box)") == ("box", 1)
+    assert [images.pop(name) for name in marked] == [("mask", 1)] * 2
+    assert set(images) == {"well", "sick"} and sum(number for _, number in images.values()) == 10
+    assert set(found.cards[rows[0].image].classes) == {"sick", *marked, "nothing marked (box)"}
+
+
+def test_frames_are_counted_from_one_on_the_page(site: Site) -> None:
+    lost = [
+        Dropped(path="many.dcm", reason=Drop.NO_ANNOTATION, item=0),
+        Dropped(path="a.npz", reason=Drop.UNREADABLE, array="train_images", item=0),
+    ]
+    index.write(site.folder, index.read(site.folder), lost)
+    text = quality_page.render(site, quality.gather(site), None)
+    assert "many.dcm (1)" in text and "a.npz (train_images[0])" in text
+
+
 def test_burned_in_text_is_flagged_and_dropped_where_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from dicom_cases import saved, slice_
 
@@ -187,6 +228,31 @@ def test_burned_in_text_is_flagged_and_dropped_where_asked(tmp_path: Path, monke
     found = quality.gather(open_site(tmp_path / "site"))
     assert found.counts.dropped[Drop.BURNED_IN] == 1 and len(found.cards) == 1
     assert not any("burned into" in point for point in quality.attention(found, None))
+
+
+def test_the_policy_drops_burned_in_text_and_no_option_goes_below_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dicom_cases import saved, slice_
+
+    flagged = slice_(0)
+    flagged.BurnedInAnnotation = "YES"
+    saved(flagged, tmp_path / "data" / "0.dcm")
+    saved(slice_(1, patient="Q"), tmp_path / "data" / "1.dcm")
+    (tmp_path / "data" / "labels.csv").write_text("key,label\nP,a\nQ,b\n")
+    line, settings = ("index", tmp_path / "data", "--out", tmp_path / "site"), tmp_path / "site" / "site.toml"
+    assert run(*line, "--quiet", monkeypatch=monkeypatch) == 0
+    assert settings.read_text().count("# drop_burned_in = false") == 1
+    settings.write_text(settings.read_text().replace("# drop_burned_in = false", "drop_burned_in = true"))
+    points = quality.attention(quality.gather(open_site(tmp_path / "site")), None)
+    assert any("policy drops those, so that none is used" in point for point in points)
+    capsys.readouterr()
+    assert run(*line, "--json", monkeypatch=monkeypatch) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["files"], said["used"], said["dropped"]) == (3, 1, {"annotation_file": 1, "burned_in": 1})
+    assert run(*line, "--burned-in", "keep", "--quiet", monkeypatch=monkeypatch) == 1
+    assert "drop_burned_in = true" in capsys.readouterr().err
+    assert len(quality.gather(open_site(tmp_path / "site")).cards) == 1
 
 
 def test_every_reason_and_every_finding_is_explained() -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from client.agreement import Agreement, cohen, dice, fleiss, matched, overlap, summary
 from client.drops import Drop, Unusable
-from client.readers import READERS_LIMIT, Fusion, Reading, fused, staple
+from client.readers import READERS_LIMIT, Fusion, Reading, fused, not_comparable, outvoted, staple
 from common.annotation import Annotation, Box
 
 
@@ -72,14 +72,19 @@ def test_a_reader_counts_for_the_classes_that_he_looks_for() -> None:
 
 
 def test_masks_without_names_are_not_compared_with_those_that_have_them() -> None:
-    found, agreement = fused(readings(mask(0, 1), mask(1, 0, names=("lesion",))), "majority")
+    known = readings(mask(0, 1), mask(1, 0, names=("lesion",)), mask(0, 1), mask(0, 1, names=()))
+    assert not_comparable(known) == [known[1], known[3]] and not not_comparable(known[:1])
+    found, agreement = fused(known[:2], "majority")
     assert found.mask is not None and found.mask.tolist() == [[0, 1]] and agreement is None
+    assert not outvoted(known[:2], found)
+    one_persons = [Reading(reader="", annotation=one.annotation) for one in known[:2]]
+    assert np.array_equal(fused(one_persons, "majority")[0].mask, found.mask)
 
 
 def test_boxes_of_more_than_half_of_the_readers_are_kept_as_their_mean() -> None:
-    first = Annotation(boxes=(box(0, 0, 10, 10), box(30, 30, 40, 40)))
+    first = Annotation(boxes=(box(0, 0, 10, 10), box(30, 30, 40, 40)), box_names=("lesion", "node"))
     second = Annotation(boxes=(box(1, 0, 11, 10), box(0, 0, 10, 10, name="node")))
-    third = Annotation(boxes=(box(2, 0, 12, 10),))
+    third = Annotation(boxes=(box(2, 0, 12, 10),), box_names=("node",))
     found, agreement = fused(readings(first, second, third), "staple")
     assert found.boxes == (box(1, 0, 11, 10),)
     near, far = 9 / 11, 8 / 12
@@ -87,7 +92,34 @@ def test_boxes_of_more_than_half_of_the_readers_are_kept_as_their_mean() -> None
     assert agreement.iou["node"] == 0
     nobody, _ = fused(readings(first, Annotation(boxes=()), Annotation(boxes=())), "majority")
     assert nobody.boxes == ()
-    assert fused(readings(first, Annotation(boxes=())), "majority")[0].boxes == ()  # of two, both
+
+
+def test_readers_who_look_for_other_classes_do_not_outvote_each_other() -> None:
+    first, second = (Annotation(boxes=(box(0, 0, 10, 10, name=name),)) for name in ("fracture", "cyst"))
+    found, agreement = fused(readings(first, second), "majority")
+    assert found.boxes == (*(first.boxes or ()), *(second.boxes or ())) and agreement is None
+    silent = Annotation(boxes=(), box_names=("fracture",))
+    assert fused(readings(silent, second), "majority")[0].boxes == second.boxes
+    both = Annotation(boxes=second.boxes, box_names=("fracture", "cyst"))
+    found, agreement = fused(readings(both, silent, silent), "majority")
+    assert found.boxes == second.boxes and agreement is None
+
+
+def test_boxes_that_no_majority_drew_alike_are_no_image_without_objects() -> None:
+    first, nothing = Annotation(boxes=(box(0, 0, 20, 20),)), Annotation(boxes=())
+    apart = Annotation(boxes=(box(5, 5, 25, 25),))  # IoU 0.39
+    for known in ((first, apart), (first, nothing), (first, apart, nothing)):
+        with pytest.raises(Unusable, match="no majority") as caught:
+            fused(readings(*known), "majority")
+        assert caught.value.reason is Drop.BAD_ANNOTATION
+    found, _ = fused(readings(first, nothing, nothing), "majority")
+    assert found.boxes == () and outvoted(readings(first, nothing, nothing), found)
+
+
+def test_a_class_that_the_votes_left_nothing_of_is_seen() -> None:
+    known = readings(mask(0, 1, 2), mask(0, 1, 0), mask(1, 1, 0))
+    assert outvoted(known, fused(known, "majority")[0])
+    assert not outvoted(known[1:], fused(known[1:], "majority")[0]) and not outvoted(known[:1], known[1].annotation)
 
 
 def test_too_many_readers_or_boxes_are_refused() -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from small import KEY, tiny_study
 
+from client import site as site_module
 from client.site import known_study, note_error, open_site, remember, site_toml, split_position
-from common.errors import DataError
+from common.errors import DataError, StudyError
 
 
 def folder_of(tmp_path: Path, text: str = site_toml("north"), key: bytes = KEY) -> Path:
@@ -80,3 +81,26 @@ def test_an_error_is_written_at_the_site(tmp_path: Path) -> None:
     note_error(site, "round 2", ValueError("what\nit was"))
     (line,) = (tmp_path / "errors.log").read_text().splitlines()
     assert line.endswith("round 2: ValueError: what it was")
+
+
+def test_what_a_server_wrote_can_neither_steer_a_terminal_nor_fill_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site, log = open_site(folder_of(tmp_path)), tmp_path / "errors.log"
+    for error in (StudyError, ValueError):
+        note_error(site, "round 1", error("\x1b]0;x\x07\u202e\x9b2J" + "k" * 3_000_000))
+    lines = log.read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 2 and all(len(line) < 640 and line.isprintable() for line in lines)
+    assert log.stat().st_mode & 0o777 == 0o600
+    monkeypatch.setattr(site_module, "LARGEST", log.stat().st_size)
+    note_error(site, "round 2", StudyError("later"))
+    assert (tmp_path / "errors.old").read_text(encoding="utf-8").splitlines() == lines
+    (line,) = log.read_text(encoding="utf-8").splitlines()
+    assert line.endswith("round 2: StudyError: later")
+
+
+def test_the_rest_of_a_path_that_was_cut_is_left_out_too(tmp_path: Path) -> None:
+    site = open_site(folder_of(tmp_path))
+    for length in range(2380, 2410):
+        note_error(site, "round 1", ValueError(f"{'/a' * (length // 2)} Doe_Jane.dcm"))
+    assert "Doe" not in (tmp_path / "errors.log").read_text(encoding="utf-8")

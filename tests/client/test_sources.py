@@ -220,6 +220,17 @@ def npz(path: Path, **replaced: Any) -> Path:
     return path
 
 
+def test_labels_may_be_given_to_the_patients_of_patients_csv(tmp_path: Path) -> None:
+    for seed, name in enumerate("abc"):
+        png(tmp_path / f"{name}.png", seed)
+    dcm(tmp_path / "d.dcm", "1.2.1", "P1")
+    (tmp_path / "patients.csv").write_text("file,patient\na.png,p1\nb.png,p2\nc.png,p2\nd.dcm,p3\n")
+    (tmp_path / "labels.csv").write_text("key,label\np1,sick\np2,well\nc.png,odd\nP1,in the header\n")
+    found, _, remarks = taken(tmp_path, "dicom")
+    labels = {one.source.path: one.annotation.label for one in found}
+    assert labels == {"a.png": "sick", "b.png": "well", "c.png": "odd", "d.dcm": "in the header"} and not remarks
+
+
 def test_medmnist_images_are_patients_with_an_official_split(tmp_path: Path) -> None:
     path = npz(tmp_path / "a.npz")
     found, _, _ = taken(path)

@@ -12,12 +12,15 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import uvicorn
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
-from flwr.proto.message_pb2 import ObjectTree
+from flwr.proto.message_pb2 import ObjectTree, PullObjectResponse
+from flwr.proto.node_pb2 import Node as NodeNumber
+from flwr.proto.runtime_pb2 import AcquireTaskResponse
 from flwr.supercore.constant import TaskType
 from flwr.supercore.fab import Fab
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
@@ -31,7 +34,7 @@ from small import tiny_study, write_site
 from client import worker
 from common import wire
 from common.crypto import certificates
-from common.errors import Reason
+from common.errors import MessageError, Reason
 
 NODE, RUN = 77, 5
 
@@ -210,6 +213,23 @@ def test_a_message_of_any_type_is_answered(working: Node, kind: str) -> None:
     assert refused(working.reply()) in (None, Reason.MALFORMED)
 
 
+def test_arrays_are_measured_before_they_are_joined(working: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower joins a piece as often as an array names it: a small message could ask for all memory."""
+    limits, whole = [], worker.message_of
+
+    def measured(identifier: str, contents: dict[str, bytes], *, limit: int) -> Message:
+        limits.append(limit)
+        if len(limits) == 1:
+            raise MessageError("arrays of too many bytes")
+        return whole(identifier, contents, limit=limit)
+
+    monkeypatch.setattr(worker, "message_of", measured)
+    for reason in (Reason.MALFORMED, None):
+        working.offer(proposal())
+        assert refused(working.reply()) is reason
+    assert limits == [worker.MESSAGE_LIMIT] * 2
+
+
 def test_an_order_whose_time_has_passed_is_not_worked_on(working: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "app", _explode)
     late = proposal(ttl=0.05)
@@ -227,14 +247,14 @@ def test_the_text_of_an_error_stays_here(
     working: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: type[Exception]
 ) -> None:
     def fail(*_args: object) -> Message:
-        raise error("patient 4711")
+        raise error("patient Mustermann")
 
     monkeypatch.setattr(worker, "app", fail)
     with caplog.at_level(logging.DEBUG, logger="fedward"):
         working.offer(proposal())
         reply = working.reply()
     assert refused(reply) is Reason.MALFORMED
-    assert b"4711" not in reply.deflate() and "4711" not in caplog.text
+    assert b"Mustermann" not in reply.deflate() and "Mustermann" not in caplog.text
     monkeypatch.undo()
     working.offer(proposal())
     assert refused(working.reply()) is None
@@ -393,3 +413,21 @@ def test_wherever_a_worker_is_killed_the_message_is_answered_once(
     stop.set()
     thread.join(20)
     assert [reply.metadata.reply_to_message_id for reply in replies] == [asked.metadata.message_id]
+
+
+@pytest.mark.parametrize(("hour", "overtakes"), [("09", False), ("11", True)])
+def test_only_a_younger_task_says_that_an_order_will_never_be_whole(
+    hour: str, overtakes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An older one is of a stopped run, given back: failed for its sake, the order would never be answered."""
+    monkeypatch.setattr(worker, "PATIENCE", 0.0)
+    monkeypatch.setattr(worker, "POLL", 0.01)
+    other = AcquireTaskResponse(token="t")
+    other.task.pending_at = f"2026-01-01T{hour}:00:00+00:00"
+    found = [PullObjectResponse(object_found=True)] * 3 + [PullObjectResponse(object_found=False)]
+    client = SimpleNamespace(PullObject=lambda _request: found.pop(0))
+    claim = worker._Claim(client=client, run=RUN, node=NodeNumber(node_id=NODE), since="2026-01-01T10:00:00+00:00")  # type: ignore[arg-type]
+    expected = worker._Overtaken if overtakes else ValueError
+    with pytest.raises(expected):
+        worker._fetch(claim, ObjectTree(object_id="0" * 64), lambda: other)
+    assert len(found) == (3 if overtakes else 0)

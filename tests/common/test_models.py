@@ -10,6 +10,7 @@ from torch import nn
 from common import study as studies
 from common.errors import StudyError
 from common.models import backbone_names, build_model, groups_of, head_names, load_pretrained
+from common.models.detector import anchors_of
 from common.models.standardised import StandardisedConv2d
 from common.randomness import seeded
 from common.study import MODELS_OF_TASK, Study
@@ -59,6 +60,7 @@ EVERY = {
     "unet without norm": make("unet", base_channels=3, norm="none"),
     "retinanet": make("retinanet", channels=3),
     "retinanet without norm": make("retinanet", norm="none"),
+    "retinanet, one anchor": make("retinanet", anchor_ratios=[1.0], anchor_scales=1),
     "fasterrcnn": make("fasterrcnn"),
     "fasterrcnn without norm": make("fasterrcnn", norm="none"),
 }
@@ -225,6 +227,15 @@ def test_pretrained_weights_replace_the_whole_model_or_its_backbone(name: str) -
             assert parameter.requires_grad
 
 
+def test_anchors_have_the_sides_ratios_and_scales_that_the_study_says() -> None:
+    study = make("retinanet", anchor_sizes=[10, 20, 30, 40], anchor_ratios=[4.0], anchor_scales=2)
+    anchors = anchors_of(build(study), torch.zeros(1, 1, 64, 96))
+    sides = {(round(float(x1 - x0)), round(float(y1 - y0))) for x0, y0, x1, y1 in anchors}
+    areas = [size * octave for size in (10, 20, 30, 40) for octave in (1, 2**0.5)]
+    assert sides == {(2 * round(area / 4), 2 * round(area)) for area in areas}  # torchvision's halves are whole
+    assert len(anchors) == 2 * sum((64 // stride) * (96 // stride) for stride in (8, 16)) + 2 * (2 * 3 + 1 * 2)
+
+
 def frozen(study: Study, freeze: str) -> Study:
     values = study.model_dump(mode="json", by_alias=True)
     values["model"] |= {"freeze": freeze, "pretrained_sha256": "0" * 64}
@@ -264,8 +275,13 @@ def test_what_is_frozen_is_exactly_what_no_longer_trains(name: str, freeze: str)
         ("unet, standardised", {"head"}, 2 * 2 + 2),
         (
             "retinanet",
-            {"head.classification_head.cls_logits", "head.regression_head.bbox_reg"},
-            9 * 9 * 64 * (2 + 4) + 9 * (2 + 4),
+            {"head.classification_head.cls_logits"},
+            9 * 2 * (9 * 64 + 1),
+        ),
+        (
+            "retinanet, one anchor",
+            {"head.classification_head.cls_logits"},
+            2 * (9 * 64 + 1),
         ),
         ("fasterrcnn", {"roi_heads.box_predictor.cls_score", "roi_heads.box_predictor.bbox_pred"}, 129 * 3 * 5),
     ],

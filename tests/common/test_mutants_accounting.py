@@ -1,7 +1,6 @@
 """Faults in the accounting, each of which the tests must notice."""
 
-import pytest
-from mutants import survives
+from mutants import noticed, placed, unharmed
 
 ACCOUNTING, BUDGET, EVENT, RENYI = "common/accounting.py", "common/budget.py", "common/event.py", "common/renyi.py"
 
@@ -120,15 +119,11 @@ FAULTS = {
         "epsilon + (0.5 * math.log(delta) + math.log(order))",
     ),
 }
+PLANTED = {
+    name: (file, old, new, ["tests/common/test_accounting.py", "-k", WORDS[file]])
+    for name, (file, old, new) in FAULTS.items()
+}
 
-
-@pytest.mark.slow
-def test_the_modules_as_they_are_survive() -> None:
-    assert survives(ACCOUNTING, '"PRV"', '"PRV" ""', ["tests/common/test_accounting.py"])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_noticed(fault: str) -> None:
-    file, old, new = FAULTS[fault]
-    assert not survives(file, old, new, ["tests/common/test_accounting.py", "-k", WORDS[file]])
+test_a_planted_fault_is_noticed = noticed(PLANTED)
+test_each_fault_has_its_one_place = placed(PLANTED)
+test_without_a_fault_the_tests_pass = unharmed(PLANTED)

@@ -1,7 +1,6 @@
 """Faults planted into encoding, rounding, streams and sums: each must be noticed by a test of its own room."""
 
-import pytest
-from mutants import survives
+from mutants import noticed, placed, unharmed
 
 MASKING, STREAM = ("tests/common/test_masking.py",), ("tests/common/test_stream.py",)
 
@@ -182,9 +181,6 @@ FAULTS = {
     ),
 }
 
-
-@pytest.mark.slow
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_noticed(fault: str) -> None:
-    file, old, new, tests = FAULTS[fault]
-    assert not survives(file, old, new, tests)
+test_a_planted_fault_is_noticed = noticed(FAULTS)
+test_each_fault_has_its_one_place = placed(FAULTS)
+test_without_a_fault_the_tests_pass = unharmed(FAULTS)

@@ -2,8 +2,10 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -56,6 +58,27 @@ def test_all_end_together_and_who_does_not_is_killed(tmp_path: Path, monkeypatch
     assert len(pids) == 2 and all(gone(pid) for pid in pids.values())
 
 
+def test_a_log_that_grows_while_its_process_runs_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_LOG_LIMIT", 10_000)
+    talk = "import time\nfor n in range(10**6): print(n, 'x' * 500, flush=True); time.sleep(0.01)"
+    watch, log = Watch([program(tmp_path, talk)], say=print), tmp_path / "test.log"
+    most, kept = 0, set[str]()
+
+    def look() -> bool:
+        nonlocal most
+        watch.look()
+        most = max(most, log.stat().st_size)
+        old = log.with_suffix(".old")
+        kept.update(old.read_text().split()[:1] if old.exists() else ())
+        return len(kept) >= 3
+
+    try:
+        until(look)
+        assert most < 60_000 and not log.read_bytes().startswith(b"\0")  # the process writes at the new end
+    finally:
+        watch.end()
+
+
 def test_a_child_ends_with_its_owner(tmp_path: Path) -> None:
     child = "from common import processes; import time; processes.follow_owner(); time.sleep(60)"
     code = f"""
@@ -104,3 +127,20 @@ def test_nobody_serves_where_nobody_listens() -> None:
 def test_loopback_never_goes_by_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "intranet.example.org")
     assert processes.quiet_flower()["NO_PROXY"] == "intranet.example.org,127.0.0.1,localhost"
+
+
+def test_a_port_that_is_taken_is_named_and_waited_for(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        address = f"127.0.0.1:{door.getsockname()[1]}"
+        assert processes.taken((address,)) == [address]
+        threading.Timer(0.4, door.close).start()
+        assert processes.taken((address,), patience=20.0) == []
+    assert processes.taken(("127.0.0.1:0", "[::1]:0")) == []
+
+
+def test_an_address_that_is_not_this_machines_is_named_with_the_reason() -> None:
+    assert processes.refused(("127.0.0.1:0", "0.0.0.0:0")) is None
+    address, why = processes.refused(("127.0.0.1:0", "192.0.2.1:9092")) or ("", "")
+    assert address == "192.0.2.1:9092" and why
+    assert (processes.refused(("nowhere.invalid:9092",)) or ("",))[0] == "nowhere.invalid:9092"
+    assert processes.taken(("192.0.2.1:9092",)) == []

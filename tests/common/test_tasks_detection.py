@@ -292,3 +292,37 @@ def test_a_retinanet_learns_to_find_a_rectangle() -> None:
     (found,) = task.predict(model.eval(), image)
     assert found.classes[0] == 1
     np.testing.assert_allclose(found.boxes[0], truth.boxes[0], atol=4)
+
+
+MASK = np.zeros((6, 8), np.uint8)
+MASK[0:2, 1:3] = 1  # touches the next at a corner
+MASK[2, 3] = 1
+MASK[4:6, 0:2] = 2
+MASK[4:6, 2:5] = 3  # beside it
+MASK[0, 7] = 3
+
+
+@pytest.mark.parametrize(
+    ("classes", "names", "expected"),
+    [
+        (("cell",), None, {(1, 0, 4, 3, 0), (0, 4, 2, 6, 0), (2, 4, 5, 6, 0), (7, 0, 8, 1, 0)}),
+        (("a", "b", "c"), None, {(1, 0, 4, 3, 0), (0, 4, 2, 6, 1), (2, 4, 5, 6, 2), (7, 0, 8, 1, 2)}),
+        (("c", "a"), ("a", "c", "c"), {(1, 0, 4, 3, 1), (0, 4, 5, 6, 0), (7, 0, 8, 1, 0)}),
+        (("cell",), ("cell", "cell", "cell"), {(1, 0, 4, 3, 0), (0, 4, 5, 6, 0), (7, 0, 8, 1, 0)}),
+    ],
+    ids=["numbered objects", "numbered classes", "named classes", "one named class"],
+)
+def test_a_mask_is_boxes_around_its_connected_parts(classes: Any, names: Any, expected: set[Any]) -> None:
+    found = Detection(classes=classes, focal=False).truth(Annotation(mask=MASK, mask_names=names))
+    assert found is not None
+    assert {(*box, kind) for box, kind in zip(found.boxes.tolist(), found.classes, strict=True)} == expected
+
+
+def test_boxes_come_before_masks_and_an_empty_mask_has_none() -> None:
+    task = Detection(classes=("cell",), focal=False)
+    box = Box(x1=1, y1=1, x2=2, y2=2, name="cell")
+    both, empty = task.truth(Annotation(mask=MASK, boxes=(box,))), task.truth(Annotation(mask=MASK * 0))
+    assert both is not None and both.boxes.tolist() == [[1, 1, 2, 2]]
+    assert empty is not None and empty.boxes.shape == (0, 4) and empty.classes.shape == (0,)
+    assert TASK.truth(Annotation(mask=MASK + 1, mask_names=("red",))) is None
+    assert task.truth(Annotation(label="cell")) is None

@@ -9,7 +9,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from common import wire
-from common.errors import MessageError, Reason
+from common.errors import MessageError, Reason, WireVersionError
 
 WEIGHTS = np.array([0.5, -2.0, 3e-9], np.float32)
 ORDER = wire.Order(
@@ -107,7 +107,10 @@ MALFORMED: dict[str, Callable[[RecordDict], RecordDict]] = {
     "header deeply nested": lambda r: raw(r, b"[" * 100_000),
     "header too long": lambda r: raw(r, b" " * (wire.HEADER_LIMIT + 1)),
     "a key twice": lambda r: raw(r, r["header"]["json"][:-1] + b',"round":3}'),
-    "another wire version": lambda r: header(r, wire=2),
+    "another wire version": lambda r: header(r, wire=wire.WIRE_VERSION + 1),
+    "a wire version that is none": lambda r: header(r, wire=True),
+    "a wire version of many digits": lambda r: header(r, wire=10**400),
+    "no statement about a log": lambda r: header(r, audit="000000001-" + "a" * 64),
     "an unknown key": lambda r: header(r, secret=1),
     "round a string": lambda r: header(r, round="3"),
     "round true": lambda r: header(r, round=True),
@@ -147,6 +150,22 @@ def test_a_malformed_answer_is_refused(fault: str) -> None:
 def test_a_malformed_order_is_refused(fault: str) -> None:
     with pytest.raises(MessageError):
         wire.order_from(MALFORMED[fault](wire.order_record(ORDER)))
+
+
+@pytest.mark.parametrize("version", [1, wire.WIRE_VERSION + 1])
+def test_a_message_of_another_release_is_told_from_a_malformed_one(
+    monkeypatch: pytest.MonkeyPatch, version: int
+) -> None:
+    """Also what a site says to an order that it can't read: its own version is in the header."""
+    order = wire.order_record(ORDER)
+    monkeypatch.setattr(wire, "WIRE_VERSION", version)
+    with pytest.raises(WireVersionError, match=f"wire version 2, not {version}"):
+        wire.order_from(order)
+    unreadable = wire.answer_record(answer(reason=Reason.MALFORMED, vector=None, round=0, order_hash=""))
+    monkeypatch.undo()
+    with pytest.raises(WireVersionError) as caught:
+        wire.answer_from(unreadable, to=ORDER, length=2)
+    assert caught.value.code is Reason.WIRE_VERSION
 
 
 def test_weights_that_the_header_does_not_name_are_refused() -> None:

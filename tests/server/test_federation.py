@@ -1,7 +1,9 @@
 """Whole runs by direct calls: what was sent, who was absent, and what is left after a kill."""
 
+import gc
 import json
 import shutil
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -50,6 +52,26 @@ def test_a_run_leaves_model_card_checkpoints_and_events(tmp_path: Path, site_fol
     first = rounds_in(tmp_path / "out")[0]
     assert first["participants"] == ["site-0", "site-1", "site-2"] and first["absent"] == {}
     assert first["bytes_up"]["site-0"] > 4 * card["parameters"] and first["metrics"]["val"]["images"] > 0
+
+
+def test_what_a_run_held_is_gone_when_it_has_ended(
+    tmp_path: Path, site_folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a search for cycles: arrays are few and large, and the next run's come before Python looks for any."""
+    made = []
+
+    class Kept(federation._Run):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            made.append(weakref.ref(self))
+
+    monkeypatch.setattr(federation, "_Run", Kept)
+    gc.disable()
+    try:
+        run(tiny_study(), options(tmp_path / "out", site_folders), site_folders, NO_FAULTS)
+        assert [one() for one in made] == [None]
+    finally:
+        gc.enable()
 
 
 def test_the_mean_is_that_of_the_sites_own_models(tmp_path: Path, site_folders: list[Path]) -> None:

@@ -88,6 +88,8 @@ def test_an_existing_folder_is_not_touched(made: Folder, tmp_path: Path) -> None
         ("port = 21000", "port = 0", "port = 0"),
         ("port = 21000", 'port = "x"', "port = 'x'"),
         ("port = 21000", "", "port"),
+        ('listen = "127.0.0.1"', 'listen = "999.1.1.1"', "listen = '999.1.1.1'"),
+        ('listen = "127.0.0.1"', 'listen = "[::]"', "IPv6 address"),
         ("port = 21000", "port = 21000\nextra = 1", "extra"),
         ("port = 21000", "port = ", "not valid TOML"),
     ],
@@ -125,6 +127,22 @@ def test_a_roster_that_only_removes_is_taken_by_sites_themselves(made: Folder, t
     assert not accepts(new, enrolment.sign(made, tmp_path / "keys", now=NOW + 2000), now=NOW + 2000)
     with pytest.raises(DataError, match="no such site"):
         enrolment.remove(made, "b")
+
+
+def test_a_supernode_key_that_was_removed_never_comes_back(made: Folder, tmp_path: Path) -> None:
+    key = Identity.new()
+    requests = {name: request(name) for name in "abc"} | {"d": request("d", key=key)}
+    for one in requests.values():
+        enrolment.add(made, one)
+    enrolment.sign(made, tmp_path / "keys", now=NOW)
+    enrolment.remove(made, "d")
+    enrolment.add(made, requests["d"])  # nothing was signed yet
+    enrolment.remove(made, "d")
+    enrolment.sign(made, tmp_path / "keys", now=NOW + 1)
+    with pytest.raises(RosterError, match="never let in again"):
+        enrolment.add(made, requests["d"])
+    enrolment.add(made, request("d", key=key))  # the same site with another SuperNode key
+    enrolment.add(made, requests["a"])  # who is in may ask again
 
 
 def test_a_request_that_was_changed_is_refused(made: Folder) -> None:

@@ -2,14 +2,19 @@
 
 import asyncio
 import base64
+import errno
+import io
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import h11
 import httpx
@@ -21,8 +26,9 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_messa
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 
 from common.crypto import certificates, node_key
-from server import gate
+from server import gate, proof
 from server.folder import found
+from server.upstream import AT_ONCE, LARGE, Upstream
 
 PATH = "/v1/fleet/pull-messages"
 
@@ -34,8 +40,19 @@ class Behind:
     requests: list[tuple[h11.Request, bytes]] = field(default_factory=list)
     status: int = 200
     body: bytes = b"answer"
+    seconds: float = 0.0  # that an exchange takes
+    open: int = 0  # exchanges
+    most: int = 0  # … at once
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.open += 1
+        self.most = max(self.most, self.open)
+        try:
+            await self._exchange(reader, writer)
+        finally:
+            self.open -= 1
+
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection, request, body = h11.Connection(h11.SERVER), None, b""
         while True:
             event = connection.next_event()
@@ -52,6 +69,7 @@ class Behind:
                 return
         assert request is not None
         self.requests.append((request, body))
+        await asyncio.sleep(self.seconds)
         headers = [("content-length", str(len(self.body))), ("content-type", "application/x-protobuf")]
         for sent in (
             h11.Response(status_code=self.status, headers=headers),
@@ -77,7 +95,8 @@ class Site:
         assert isinstance(key, ec.EllipticCurvePrivateKey)
         return cls(key=key, line=line)
 
-    def headers(self, moment: str = "2026-01-01T00:00:00+00:00") -> dict[str, str]:
+    def headers(self, moment: str = "") -> dict[str, str]:
+        moment = moment or datetime.now(UTC).isoformat()
         signature = sign_message(self.key, moment.encode())
         return {
             FLEET_HTTP_PUBLIC_KEY_HEADER: base64.b64encode(public_key_to_bytes(self.key.public_key())).decode(),
@@ -113,9 +132,9 @@ class Open:
             socket.create_connection(("127.0.0.1", self.port), timeout=seconds) as plain,
             self.context().wrap_socket(plain, server_hostname="localhost") as connection,
         ):
-            connection.sendall(data)
             found = b""
-            with suppress(ConnectionResetError, ssl.SSLError):
+            with suppress(ConnectionError, ssl.SSLError):
+                connection.sendall(data)
                 while piece := connection.recv(65536):
                     found += piece
             return found
@@ -136,7 +155,7 @@ def opened(folder: Path) -> Iterator[Open]:
     trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     trusting.load_verify_locations(cadata=root.certificate.decode())
     behind, site, front, back = Behind(), Site.new(), listening(), listening()
-    upstream = gate.Upstream(host="127.0.0.1", port=back.getsockname()[1], tls=trusting)
+    upstream = Upstream(host="127.0.0.1", port=back.getsockname()[1], tls=trusting, folder=folder)
     tested = gate.Gate(serving, upstream)
     tested.allow([site.line])
     loop = asyncio.new_event_loop()
@@ -167,7 +186,8 @@ def opened(folder: Path) -> Iterator[Open]:
 
 
 @pytest.fixture
-def door(tmp_path: Path) -> Iterator[Open]:
+def door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
+    monkeypatch.setattr(gate, "LINGER", min(gate.LINGER, 0.3))
     with opened(tmp_path) as made:
         yield made
 
@@ -253,15 +273,68 @@ def test_a_stranger_is_refused_before_his_body_is_read(door: Open) -> None:
     ]
     for headers in wrong:
         with door.client() as client:
-            assert client.post(PATH, content=b"x" * 1000, headers=headers).status_code == 401
+            assert client.post(PATH, content=bytes(2**20), headers=headers).status_code == 401
     assert door.behind.requests == []
-    assert door.gate.refused() == {"not a SuperNode of the roster": len(wrong)}
+    assert door.gate.refused() == {"not a SuperNode of the roster": (len(wrong), "127.0.0.1")}
+
+
+def test_who_sends_on_while_he_is_refused_reads_why(door: Open) -> None:
+    head = "".join(f"{name}: {value}\r\n" for name, value in Site.new().headers().items())
+    with (
+        socket.create_connection(("127.0.0.1", door.port), timeout=10) as plain,
+        door.context().wrap_socket(plain, server_hostname="localhost") as connection,
+    ):
+        connection.sendall(f"POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-length: {2**23}\r\n{head}\r\n".encode())
+        for _ in range(10):
+            time.sleep(0.02)
+            connection.sendall(bytes(2**15))
+        assert connection.recv(100).startswith(b"HTTP/1.1 401")
 
 
 def test_who_is_no_longer_allowed_is_refused(door: Open) -> None:
     door.gate.allow([Site.new().line])
     with door.client() as client:
         assert client.post(PATH, content=b"", headers=door.site.headers()).status_code == 401
+
+
+def test_a_request_passes_once(door: Open) -> None:
+    """Whoever has copied one, headers and all, gets no answer to it."""
+    headers = door.site.headers()
+    with door.client() as client:
+        assert client.post(PATH, content=b"x", headers=headers).status_code == 200
+        assert client.post(PATH, content=b"x", headers=headers).status_code == 503
+        assert client.post(PATH, content=b"y", headers=headers).status_code == 503
+        assert client.post(PATH, content=b"x", headers=door.site.headers()).status_code == 200
+    assert len(door.behind.requests) == 2
+    assert door.gate.refused() == {proof.AGAIN: (2, "127.0.0.1")}
+
+
+def test_a_signed_time_far_from_now_is_refused(door: Open) -> None:
+    for seconds in (-310, -3600, 10, 3600):
+        moment = datetime.now(UTC) + timedelta(seconds=seconds)
+        with door.client() as client:
+            assert client.post(PATH, content=b"", headers=door.site.headers(moment.isoformat())).status_code == 401
+    assert door.behind.requests == [] and door.gate.refused() == {proof.CLOCK: (4, "127.0.0.1")}
+
+
+def test_who_asks_nothing_is_named_and_who_has_asked_is_not(door: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "IDLE", 0.5)
+    with door.client() as client:
+        assert client.post(PATH, content=b"", headers=door.site.headers()).status_code == 200
+        time.sleep(1.0)
+    assert door.gate.refused() == {}
+    assert not door.raw(b"", seconds=20)
+    assert door.gate.refused() == {"no request in time": (1, "127.0.0.1")}
+
+
+def test_who_does_not_believe_our_certificate_is_told_from_who_hangs_up(door: Open) -> None:
+    other = ssl.create_default_context()
+    with socket.create_connection(("127.0.0.1", door.port), timeout=10) as plain, pytest.raises(ssl.SSLError):
+        other.wrap_socket(plain, server_hostname="localhost")
+    deadline = time.monotonic() + 10
+    while not (said := door.gate.refused()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert list(said) == ["connection: TLSV1_ALERT_UNKNOWN_CA"]
 
 
 def test_a_body_beyond_the_limit_or_without_length_is_refused(door: Open) -> None:
@@ -322,15 +395,190 @@ def test_who_is_slow_is_cut_off(door: Open, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_one_peer_has_so_many_connections_and_no_more(door: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gate, "PER_ADDRESS", 3)
-    held = [socket.create_connection(("127.0.0.1", door.port), timeout=10) for _ in range(3)]
-    time.sleep(0.3)
-    with pytest.raises((OSError, httpx.HTTPError)), door.client() as client:
-        client.post(PATH, content=b"", headers=door.site.headers())
-    for connection in held:
-        connection.close()
+    with ExitStack() as held:
+        for _ in range(3):
+            held.enter_context(socket.create_connection(("127.0.0.1", door.port), timeout=10))
+        time.sleep(0.3)
+        with pytest.raises((OSError, httpx.HTTPError)), door.client() as client:
+            client.post(PATH, content=b"", headers=door.site.headers())
     time.sleep(0.5)
     with door.client() as client:
         assert client.post(PATH, content=b"", headers=door.site.headers()).status_code == 200
+
+
+def silent(door: Open, address: str) -> socket.socket:
+    """A connection from another address of loopback, on which nothing is ever said."""
+    return socket.create_connection(("127.0.0.1", door.port), timeout=10, source_address=(address, 0))
+
+
+def ended(connection: socket.socket) -> bool:
+    connection.settimeout(0.2)
+    try:
+        return connection.recv(1) == b""
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        return True
+
+
+def test_who_has_proved_nothing_makes_room_for_who_comes_the_oldest_first(
+    door: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it eight addresses keep every hospital out."""
+    monkeypatch.setattr(gate, "CONNECTIONS", 8)
+    monkeypatch.setattr(gate, "PER_ADDRESS", 4)
+    with ExitStack() as held:
+        plain = [held.enter_context(silent(door, f"127.0.0.{2 + number // 4}")) for number in range(7)]
+        talking = held.enter_context(silent(door, "127.0.0.3"))  # TLS is no proof
+        talking = held.enter_context(door.context().wrap_socket(talking, server_hostname="localhost"))
+        time.sleep(0.2)
+        with door.client() as client, door.client() as other:
+            for one in (client, other, client):
+                assert one.post(PATH, content=b"", headers=door.site.headers()).status_code == 200
+            assert [ended(one) for one in plain] == [True, True, *[False] * 5]
+            late = [held.enter_context(silent(door, f"127.0.0.{4 + number // 3}")) for number in range(6)]
+            time.sleep(0.2)
+            assert ended(talking) and all(ended(one) for one in plain) and not any(ended(one) for one in late)
+            assert client.post(PATH, content=b"", headers=door.site.headers()).status_code == 200
+    assert door.gate.refused()["no proof while others came"][0] >= 8
+
+
+def test_who_has_proved_who_he_is_makes_room_for_nobody(door: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "CONNECTIONS", 2)
+    with ExitStack() as held:
+        clients = [held.enter_context(door.client()) for _ in range(2)]
+        for _ in range(2):
+            assert [one.post(PATH, content=b"", headers=door.site.headers()).status_code for one in clients] == [
+                200
+            ] * 2
+            assert ended(held.enter_context(silent(door, "127.0.0.2")))
+    assert door.gate.refused()["too many connections"][0] == 2
+
+
+def test_a_peer_with_too_many_connections_ends_nobody_elses(door: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "CONNECTIONS", 3)
+    monkeypatch.setattr(gate, "PER_ADDRESS", 2)
+    with ExitStack() as held:
+        first = held.enter_context(silent(door, "127.0.0.2"))
+        greedy = [held.enter_context(silent(door, "127.0.0.3")) for _ in range(5)]
+        time.sleep(0.2)
+        assert not ended(first) and [ended(one) for one in greedy] == [False, False, True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("address", "counted"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::9", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("::ffff:192.0.2.7", "::ffff:192.0.2.7"),
+    ],
+)
+def test_an_ipv6_peer_is_its_network(address: str, counted: str) -> None:
+    assert gate._counted(address) == counted
+
+
+def test_few_large_exchanges_are_under_way_at_once_and_small_ones_wait_for_none(door: Open) -> None:
+    door.behind.seconds = 0.5
+    begin = time.monotonic()
+
+    def ask(path: str, size: int) -> float:
+        with door.client() as client:
+            assert client.post(path, content=bytes(size), headers=door.site.headers()).status_code == 200
+        return time.monotonic() - begin
+
+    with ThreadPoolExecutor(4 * AT_ONCE) as pool:
+        for paths, size in ((sorted(path.decode() for path in LARGE), 1), ([PATH], 2**21)):
+            door.behind.most, begin = 0, time.monotonic()
+            large = [pool.submit(ask, path, size) for path in paths for _ in range(2 * AT_ONCE // len(paths))]
+            assert max(found.result() for found in large) > 2 * 0.5
+            assert door.behind.most == AT_ONCE
+        assert len(door.behind.requests) == 4 * AT_ONCE
+        door.behind.most = 0
+        small = [pool.submit(ask, PATH, 2**19) for _ in range(4 * AT_ONCE)]
+        assert all(found.result() for found in small)
+        assert door.behind.most > AT_ONCE
+
+
+def test_who_is_slow_holds_up_nobody_and_reaches_nobody(door: Open) -> None:
+    """Large requests that stay half, more than are passed on at once, and large answers that nobody takes."""
+    (path, *_), door.behind.body = (path.decode() for path in LARGE), bytes(2**23)
+    with ExitStack() as held:
+        for length in [9] * AT_ONCE + [0] * AT_ONCE:
+            plain = held.enter_context(socket.create_connection(("127.0.0.1", door.port), timeout=10))
+            connection = held.enter_context(door.context().wrap_socket(plain, server_hostname="localhost"))
+            head = "".join(f"{name}: {value}\r\n" for name, value in door.site.headers().items())
+            connection.sendall(f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n{head}\r\n".encode())
+        with door.client() as client:
+            assert len(client.post(path, content=b"", headers=door.site.headers()).content) == 2**23
+        assert [len(body) for _, body in door.behind.requests] == [0] * (AT_ONCE + 1)
+
+
+def test_who_hangs_up_while_he_waits_is_not_passed_on(door: Open) -> None:
+    path, door.behind.seconds = min(LARGE).decode(), 0.5
+    head = "".join(f"{name}: {value}\r\n" for name, value in door.site.headers().items())
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+
+        def ask() -> int:
+            with door.client() as client:
+                return client.post(path, content=b"", headers=door.site.headers()).status_code
+
+        first = [pool.submit(ask) for _ in range(AT_ONCE)]
+        time.sleep(0.2)
+        with (
+            socket.create_connection(("127.0.0.1", door.port), timeout=10) as plain,
+            door.context().wrap_socket(plain, server_hostname="localhost") as connection,
+        ):
+            connection.sendall(f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n{head}\r\n".encode())
+            time.sleep(0.1)
+        assert [found.result() for found in first] == [200] * AT_ONCE
+    time.sleep(1)
+    assert len(door.behind.requests) == AT_ONCE
+
+
+def test_an_answer_comes_whole_to_who_is_slow_and_asks_to_close(door: Open) -> None:
+    door.behind.body = bytes(2**23)
+    head = "".join(f"{name}: {value}\r\n" for name, value in door.site.headers().items())
+    plain = socket.socket()
+    plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    plain.settimeout(20)
+    plain.connect(("127.0.0.1", door.port))
+    with plain, door.context().wrap_socket(plain, server_hostname="localhost") as connection:
+        connection.sendall(
+            f"POST {PATH} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 0\r\n{head}\r\n".encode()
+        )
+        found = b""
+        while piece := connection.recv(2**16):
+            found += piece
+            if len(found) > 2**23 - 500_000:
+                time.sleep(0.02)
+    assert len(found.partition(b"\r\n\r\n")[2]) == 2**23
+
+
+def test_a_time_that_has_passed_while_a_request_waited_is_no_fault_of_the_site(
+    door: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flower then answers 401, and at 401 a SuperNode ends."""
+    door.behind.status, door.behind.seconds = 401, 1.5
+    with door.client() as client:
+        assert client.post(PATH, content=b"", headers=door.site.headers()).status_code == 401
+        monkeypatch.setattr(proof, "BEHIND", 1.0)
+        assert client.post(PATH, content=b"", headers=door.site.headers()).status_code == 503
+
+
+def test_a_full_disk_is_to_be_tried_again_and_named(door: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.BytesIO):
+        def write(self, _data: Any) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Upstream, "body", lambda _self: Full())
+    with door.client() as client:
+        assert client.post(PATH, content=b"x", headers=door.site.headers()).status_code == 503
+    deadline = time.monotonic() + 10
+    while not (said := door.gate.refused()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert list(said) == ["no room on the server's disk"] and door.behind.requests == []
 
 
 def test_flowers_own_failures_are_to_be_tried_again(door: Open) -> None:
@@ -342,7 +590,7 @@ def test_flowers_own_failures_are_to_be_tried_again(door: Open) -> None:
 
 
 def test_a_superlink_that_is_away_is_to_be_tried_again(door: Open) -> None:
-    door.gate._upstream = gate.Upstream(host="127.0.0.1", port=1, tls=door.gate._upstream.tls)
+    door.gate._upstream = replace(door.gate._upstream, port=1)
     with door.client() as client:
         assert client.post(PATH, content=b"x" * 100_000, headers=door.site.headers()).status_code == 503
 

@@ -5,6 +5,8 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from typer.testing import CliRunner
 import client.session_masked
 import simulations.attacks.loot
 from client import app as client_app
-from client import private
+from client import ledger, private
 from client import secure as site_side
 from client.session import Invitation, Sessions
 from client.session_masked import Masked
@@ -218,6 +220,17 @@ def test_clients_that_send_the_same_again_are_subtracted(sites: Hospitals, monke
     monkeypatch.setattr(Invitation, "proves_closed", lambda _self, _earlier: True)
     finding = hospitals.mask_again(sites)
     assert finding.outcome == "succeeds" and finding.error < 0.1 and finding.said == ()
+
+
+@pytest.mark.parametrize("last", ["0", "e"])
+def test_what_a_site_has_stored_is_found_whatever_its_name_ends_in(tmp_path: Path, last: str) -> None:
+    store = tmp_path / ledger.FOLDER / "released"
+    store.mkdir(parents=True)
+    name = f"{'a' * 32}-1-{'b' * 63}{last}"
+    (store / name).write_bytes(b"update")
+    (store / f"{name}.note").write_bytes(b"note")
+    made: Any = SimpleNamespace(sites={"site-0": SimpleNamespace(folder=tmp_path)})
+    assert Hospitals.released(made, "site-0") == b"update"
 
 
 # The table

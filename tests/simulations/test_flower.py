@@ -8,7 +8,7 @@ from small import private_study, tiny_study, write_npz
 
 from common import params
 from common.errors import RunError
-from server import federation
+from server import proposals
 from server.events import read, summary
 from server.federation import Options
 from simulations import flower, inprocess
@@ -25,7 +25,7 @@ def weights_in(out: Path) -> bytes:
 def test_ray_and_direct_calls_give_the_same_bits_with_the_same_faults(
     tmp_path: Path, site_folders: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(federation, "PROPOSAL_DEADLINE", 600.0)  # the runtime starts slowly on a machine at work
+    monkeypatch.setattr(proposals, "PROPOSAL_DEADLINE", 600.0)  # the runtime starts slowly on a machine at work
     study = tiny_study(study={"rounds": 3}, training={"augmentation": "standard"})
     faults = Faults(scripted={(1, "site-0", "update"): Fault(do="drop"), (2, "site-2", "update"): Fault(do="crash")})
     roster = frozenset(folder.name for folder in site_folders)

@@ -51,11 +51,11 @@ def no_clip(patch: pytest.MonkeyPatch) -> None:
 
 
 def clip_by_image(patch: pytest.MonkeyPatch) -> None:
-    def by_image(found: Iterable[Views], *, slots: int, blank: Batch) -> Iterator[Any]:
+    def by_image(found: Iterable[Views], *, slots: int, blank: Batch, most: int) -> Iterator[Any]:
         images = (
             replace(one, batch=part(one.batch, slice(i, i + 1))) for one in found for i in range(len(one.batch.images))
         )
-        return pack(images, slots=slots, blank=blank)
+        return pack(images, slots=slots, blank=blank, most=most)
 
     patch.setattr(step, "pack", by_image)
 
@@ -343,7 +343,7 @@ def test_masks_and_boxes_can_be_canaries_too(task: str, tmp_path: Path) -> None:
 def test_the_command_says_what_was_done_and_its_exit_code_is_the_verdict(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("simulations.__main__.study_from", lambda _path, _changes: study(rounds=3))
+    monkeypatch.setattr("simulations.attack_cli.study_from", lambda _path, _changes: study(rounds=3))
     arguments = ["membership", "study.toml", "--part", "a", "--quiet", "--out"]
     done = CliRunner().invoke(app, [*arguments, str(tmp_path / "one")])
     assert done.exit_code == 0, done.output

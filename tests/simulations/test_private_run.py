@@ -12,7 +12,7 @@ from common.study import Study
 from server.events import read
 from simulations.experiment import Request, run
 from simulations.plan import plan
-from simulations.sites import lifetime, one_digit
+from simulations.sites import declared, lifetime
 
 
 def request(folder: Path, study: Study, **more: Any) -> Request:
@@ -29,7 +29,7 @@ def test_a_private_run_says_what_it_promises_and_what_only_a_simulation_sees(tmp
     for site, found in summary["privacy"].items():
         assert found["epsilon"] == 8.0 and found["unit"] == "patient" and found["steps_planned"] == 3
         assert found["steps_charged"] == 2 and 0 < found["epsilon_charged"] < 8.0
-        assert found["nominal_patients"] == one_digit(summary["sites"][site]["patients"])
+        assert found["nominal_patients"] == declared(summary["sites"][site]["patients"])
         assert found["ledger"]["epsilon"] == lifetime(study).epsilon and found["ledger"]["left"]["test"] == 1.0
     assert summary["final"]["source"] == "simulation" and summary["final_private"] == {}
     assert {r["metrics"]["source"] for r in summary["rounds"]} == {"simulation"}
@@ -84,8 +84,8 @@ def test_a_resumed_run_is_charged_for_no_closed_round_again(tmp_path: Path) -> N
         assert [entry.body["round"] for entry in entries if entry.kind == "reserve"] == [1, 2, 3]
 
 
-def test_a_simulated_site_declares_one_digit() -> None:
-    assert [one_digit(n) for n in (0, 1, 9, 14, 15, 149, 1234, 96)] == [1, 1, 9, 10, 20, 100, 1000, 100]
+def test_a_simulated_site_declares_declared() -> None:
+    assert [declared(n) for n in (0, 1, 9, 14, 15, 149, 1234, 96)] == [1, 1, 9, 10, 20, 100, 1000, 100]
 
 
 def test_the_plan_says_what_privacy_costs() -> None:
@@ -97,4 +97,4 @@ def test_the_plan_says_what_privacy_costs() -> None:
     rich = plan(study, images=20_000, sites=3, threads=1).privacy
     poor = plan(study, images=20, sites=3, threads=1).privacy
     assert rich is not None and poor is not None
-    assert (rich.verdict, poor.verdict) == ("all is well", "nothing will be learnt")
+    assert (rich.verdict, poor.verdict) == ("all is well", "too much for a linear model; try on public images")

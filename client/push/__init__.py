@@ -1,0 +1,1 @@
+"""Storing what `client predict` made in the hospital's archive, beside the images that it was made of."""
