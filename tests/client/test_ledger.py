@@ -192,6 +192,22 @@ def test_the_same_study_is_allocated_once_until_it_is_closed(ledger: Ledger) -> 
     allocate(ledger, each=1.0, orders=1)
 
 
+def test_a_study_that_was_closed_and_comes_back_has_spent_what_it_had(ledger: Ledger, folder: Path) -> None:
+    allocate(ledger, each=1.0, orders=3)
+    ledger.reserve(QUERY, event(1.0))
+    ledger.reserve(replace(QUERY, round=2), event(1.0))
+    ledger.close_study(QUERY.study)
+    allocate(ledger, each=1.0, orders=3)  # the same plan: two of its three orders are spent
+    assert left(ledger) == 7
+    ledger.reserve(replace(QUERY, round=3), event(1.0))
+    before = ledger.state
+    for state in (before, reloaded(ledger, folder)):
+        assert state.reserved["train"] == 3 * UNIT
+        assert state == before
+    with opened(folder) as again, pytest.raises(BudgetError, match="used up its budget"):
+        again.reserve(replace(QUERY, round=4), event(1.0))
+
+
 def test_the_same_order_again_gets_the_same_bytes_at_no_charge_and_one_entry(ledger: Ledger, folder: Path) -> None:
     allocate(ledger, each=1.0, orders=4)
     train = Training()
