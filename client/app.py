@@ -13,7 +13,7 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from client import approval, audit, membership, permit, private, secure, train
+from client import approval, audit, heads, membership, permit, private, secure, train
 from client.chain_lines import Anchor, Entry
 from client.dataset import Dataset, fingerprint, open_dataset
 from client.session import Invitation
@@ -42,9 +42,16 @@ def handle(message: Message, context: Context) -> Message:
     except (FederationError, OSError, KeyError) as error:
         logging.getLogger("fedward").error("no answer: %s", error)
         return Message(Error(0, str(Reason.FAILED)), reply_to=message)
-    reply = wire.answer_record(respond(site, message))
+    reply = said(site, respond(site, message))
     _wait(site)
     return Message(reply, reply_to=message)
+
+
+def said(site: Site, answer: wire.Answer) -> wire.Record:
+    """An answer as it leaves: signed where the site has an identity. Where its key can't be used nothing else does."""
+    with _noting(site, "identity"):
+        return wire.answer_record(answer, membership.speaks_as(site.folder))
+    return wire.answer_record(replace(answer, reason=Reason.FAILED, vector=None, words=None, session=b""))
 
 
 def folder_of(context: Context) -> Path:
@@ -64,7 +71,7 @@ def respond(site: Site, message: Message) -> wire.Answer:
         order = wire.order_from(message.content)
     except MessageError as error:
         note_error(site, "order", error)
-        with _noting(site):
+        with _noting(site, "audit"):
             audit.unreadable(site, error, size=size)
         return _unreadable(site)
     wrong: Exception | None = None
@@ -75,29 +82,36 @@ def respond(site: Site, message: Message) -> wire.Answer:
         note_error(site, f"round {order.round}", error)
         wrong = error
         answer = verdict(site, order, error.code if isinstance(error, FederationError) else Reason.FAILED)
-    with _noting(site):
+    with _noting(site, "audit"):
         return _attested(site, answer, audit.answered(site, answer, wrong))
     return verdict(site, order, Reason.FAILED)  # nothing leaves that could not be written down
 
 
 def _attested(site: Site, answer: wire.Answer, line: Anchor) -> wire.Answer:
-    """The answer, and by its side, signed, where the log stands that it was just written down in: the coordinator keeps
-    it. A site without an identity has nobody to keep it.
+    """The answer, and by its side where the log stands that it was just written down in, and where the privacy ledger
+    does: the coordinator keeps the one, all sites the other. Where nothing else is asked or given, what the site has
+    heard of others' ledgers goes along. A site without an identity has nobody to keep it.
     """
-    if not (site.folder / membership.KEY).exists():
+    key = membership.speaks_as(site.folder)
+    if key is None:
         return answer
-    key, order = membership.identity_of(site.folder), answer.order_hash
-    stated = anchor.attest(key, site=site.name, order=order, sequence=line.sequence, hash=line.hash)
-    return replace(answer, audit=stated)
+    told: dict[str, anchor.Head] = {}
+    roster = membership.pinned(site.folder)
+    if roster is not None and (answer.kind == "propose" or answer.reason is not Reason.OK):
+        told = heads.remembered(site, roster.identities)
+    if (head := audit.ledger_head(site)) is not None:
+        told[site.name] = anchor.Head.sign(key, site=site.name, sequence=head.sequence, hash=head.hash)
+    stated = anchor.line(line.sequence, line.hash)
+    return replace(answer, audit=stated, heads=tuple(str(head) for head in told.values()))
 
 
 @contextmanager
-def _noting(site: Site) -> Iterator[None]:
-    """Errors of the audit log itself, for the operator."""
+def _noting(site: Site, where: str) -> Iterator[None]:
+    """Errors of what every answer needs, for the operator."""
     try:
         yield
     except Exception as error:
-        note_error(site, "audit", error)
+        note_error(site, where, error)
 
 
 def _wait(site: Site) -> None:
@@ -120,6 +134,7 @@ _models: OrderedDict[str, nn.Module] = OrderedDict()
 
 def _answer(site: Site, order: wire.Order, message: Message, lines: Sequence[Entry]) -> wire.Answer:
     """What to answer; `lines` of the audit log say what was approved."""
+    demand_server(site, order, message)
     if order.kind == "propose":
         study = from_json(order.study_json)
         if study.sha256 != order.study_hash:
@@ -143,6 +158,18 @@ def _answer(site: Site, order: wire.Order, message: Message, lines: Sequence[Ent
     if order.session or order.kind not in ("update", "evaluate"):
         raise MessageError("an order of secure aggregation in a study without it")
     return replace(verdict(site, order, Reason.OK), vector=vector(site, known, order, message))
+
+
+def demand_server(site: Site, order: wire.Order, message: Message) -> None:
+    """A site that has pinned a roster takes orders by the server that it names and by nobody else, and keeps what they
+    tell of the sites' ledgers. Raises MessageError, RosterError, LedgerError, ChainError.
+    """
+    roster = membership.pinned(site.folder)
+    if roster is None:
+        return
+    wire.demand_order_by(roster.server, message.content)
+    if order.kind in ("propose", "update", "evaluate"):
+        heads.take(site, order.heads, roster.identities)
 
 
 def _masked(site: Site, study: Study, order: wire.Order, message: Message) -> wire.Answer:

@@ -103,7 +103,7 @@ def answered(site: Site, answer: Answer, error: BaseException | None) -> Anchor:
         "why": "" if error is None else _sentence(error),
         "sent": [hashlib.sha256(part).hexdigest() for part in left],
         "bytes": sum(part.nbytes for part in left),
-        "ledger": _ledger_head(site),
+        "ledger": "" if (head := ledger_head(site)) is None else str(head),
     }
     with opened(site) as log:
         return log.append("answered", body).anchor
@@ -210,10 +210,10 @@ def _sentence(error: BaseException) -> str:
     return " ".join(str(error).split())[:_LONGEST]
 
 
-def _ledger_head(site: Site) -> str:
-    """Where the privacy ledger stands; "" without one. It says nothing of content."""
+def ledger_head(site: Site) -> Anchor | None:
+    """Where the privacy ledger stands; None without one. It says nothing of content. Raises ChainError."""
     head = site.folder / ledger.FOLDER / f"{ledger.NAME}.head"
-    return str(anchor_in(head, head.read_bytes())) if head.exists() else ""
+    return anchor_in(head, head.read_bytes()) if head.exists() else None
 
 
 @contextmanager

@@ -11,7 +11,21 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from client import allowance, approval, audit, cohort, halves, index, membership, quality, sources, surroundings
+from client import (
+    allowance,
+    approval,
+    audit,
+    chain,
+    cohort,
+    halves,
+    heads,
+    index,
+    ledger,
+    membership,
+    quality,
+    sources,
+    surroundings,
+)
 from client.drops import Unusable
 from client.finding import Finding, Level, Look, finding, gathered
 from client.records import Row
@@ -184,12 +198,19 @@ def _ledger(site: Site) -> Iterator[Finding]:
     if state is None or state.moved:
         yield finding(Level.FAIL, "ledger", "was moved to another machine: use it there")
         return
+    key = membership.speaks_as(site.folder)
+    heard = None if key is None else heads.own(site, key.public)
+    if heard is not None and not chain.read(site.folder / ledger.FOLDER, ledger.NAME).contains(heard):
+        text = f"does not contain record {heard}, which other sites have heard of: an older copy; nothing is reserved"
+        yield finding(Level.FAIL, "ledger", f"{text}; restore the newest")
+        return
     shares = {pool: amount / state.genesis.limit for pool, amount in allowance.left(site.policy, state).items()}
     left = ", ".join(f"{max(0.0, share):.0%} of {pool}" for pool, share in shares.items())
     level = Level.WARN if state.unprotected or min(shares.values()) <= 0 else Level.PASS
     yield finding(level, "ledger", f"left: {left}. {state.statement}")
     if site.anchor is None:
-        yield finding(Level.WARN, "ledger", "paths.anchor is not set: an old copy of all files could not be told")
+        others = "by nobody" if key is None else "by the server and the other sites alone"
+        yield finding(Level.WARN, "ledger", f"paths.anchor is not set: an old copy of all files could be told {others}")
 
 
 def _audit(site: Site) -> Iterator[Finding]:

@@ -8,14 +8,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from client import chain, cohort, ledger, ledger_copy
+from client import chain, cohort, heads, ledger_copy, membership
 from client.chain_lines import Contents, anchor_from
 from client.ledger import FOLDER, NAME, state_of
 from client.ledger_records import UNIT, LedgerError
 from client.ledger_state import State
 from client.options import JsonOption, SiteArgument, declared
 from client.site import open_site
-from common.budget import rdp_of
 from common.guarantee import LIMITS, NOT_COVERED
 
 app = typer.Typer(
@@ -84,8 +83,9 @@ def close(
     as_json: JsonOption = False,
 ) -> None:
     """End a study: what was set aside for it and never used is free again. Stop the client first."""
-    found = open_site(site)
-    with ledger.Ledger(site / FOLDER, patient_key=found.patient_key, cost=rdp_of, anchor_file=found.anchor) as own:
+    from client.private import opened  # brings PyTorch, which no help waits for
+
+    with opened(open_site(site)) as own:
         own.close_study(study)
     _say(as_json, f"{site}: study {study} is closed", closed=study)
 
@@ -124,11 +124,14 @@ def restore(
 ) -> None:
     """Go on from a copy, in a site folder that holds the patient key and no ledger.
 
-    A backup needs --anchor: the newest that the server, another site, the audit log or your note remembers.
+    A backup needs --anchor: the newest that the audit log, your note or the coordinator (`server status`) remembers;
+    where the site has heard of its own ledger in its federation, that is asked for too.
     """
-    newest = None if anchor is None else anchor_from(anchor)
-    key = open_site(site).patient_key
-    last = str(ledger_copy.restore(site / FOLDER, file, patient_key=key, anchor=newest))
+    own, identity = open_site(site), membership.speaks_as(site)
+    given = None if anchor is None else anchor_from(anchor)
+    heard = None if identity is None else heads.own(own, identity.public)
+    newest = max((one for one in (given, heard) if one), key=lambda one: one.sequence, default=None)
+    last = str(ledger_copy.restore(site / FOLDER, file, patient_key=own.patient_key, anchor=newest))
     _say(as_json, f"goes on at {last}", anchor=last)
 
 

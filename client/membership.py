@@ -47,6 +47,11 @@ def identity_of(site: Path) -> Identity:
     return Identity(private)
 
 
+def speaks_as(site: Path) -> Identity | None:
+    """The key that signs the site's answers; None for a site that was never given one. Raises DataError."""
+    return identity_of(site) if (site / KEY).exists() else None
+
+
 def described(site: Path, *, name: str, supernode: str, nominal_patients: int) -> Member:
     """The site's own, signed entry for a roster: the same for the same numbers."""
     return member(make_identity(site), name=name, supernode=supernode, nominal_patients=nominal_patients)

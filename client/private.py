@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from client import audit, cohort, ledger, train
+from client import audit, cohort, heads, ledger, membership, train
 from client.augment import augment
 from client.dataset import Dataset
 from client.dp import metrics, selftest
@@ -228,18 +228,19 @@ def nominal_patients(site: Site) -> int:
 
 @contextmanager
 def opened(site: Site) -> Iterator[Ledger]:
-    """The site's ledger, to write; it must contain what the site's own audit log remembers of it.
+    """The site's ledger, to write; it must contain what the site's own audit log and other sites remember of it.
 
     Raises LedgerError where there is none, or an older copy; ChainError where another process has it.
     """
     if not cohort.exists(site.folder):
         raise LedgerError(_NO_LEDGER.format(site.folder))
-    remembered, folder = audit.ledger_anchor(site), site.folder / ledger.FOLDER
+    key = membership.speaks_as(site.folder)
+    remembered = [audit.ledger_anchor(site), None if key is None else heads.own(site, key.public)]
     with Ledger(
-        folder,
+        site.folder / ledger.FOLDER,
         patient_key=site.patient_key,
         cost=rdp_of,
-        anchors=() if remembered is None else (remembered,),
+        anchors=[anchor for anchor in remembered if anchor is not None],
         anchor_file=site.anchor,
     ) as own:
         yield own

@@ -1,47 +1,90 @@
-"""Where a site's audit log stood when it answered: the site signs it, the coordinator keeps it.
+"""Where a site's chains stand, as it tells others: its audit log in every answer, its privacy ledger's head in a
+statement that is signed on its own, so that others can pass it on.
 
-A site that later cut or rewrote its log can't show the line any more that the coordinator holds; and the coordinator
-can't claim a line that the site has not signed.
+A site that later cut, rewrote or restored a chain can't show the record any more that others hold; and nobody can claim
+a record that the site has not signed.
 """
 
 import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Self
 
 from common import body
 from common.crypto import identity
 from common.crypto.identity import SIGNATURE_BYTES, Identity
 from common.errors import MessageError
 
-_DIGITS = 9  # of a line's number, with zeros in front: a statement's length says nothing
-_FORM = re.compile(rf"([0-9]{{{_DIGITS}}})-([0-9a-f]{{64}})\.([0-9a-f]{{{2 * SIGNATURE_BYTES}}})")
-_TYPE = "audit-anchor"
+_DIGITS = 9  # of a record's number, with zeros in front: a length says nothing
+_RECORD = rf"([0-9]{{{_DIGITS}}})-([0-9a-f]{{64}})"
+_LINE = re.compile(_RECORD)
+_HEAD = re.compile(rf"([a-z0-9-]{{1,32}}) {_RECORD} ([0-9a-f]{{{2 * SIGNATURE_BYTES}}})")
+_TYPE = "ledger-head"
 
 
-def attest(key: Identity, *, site: str, order: str, sequence: int, hash: str) -> str:
-    """The statement that the answer to this order (its digest, hex) is followed in the site's log by nothing but what
-    comes after line `sequence`, whose digest is `hash`.
-    """
+def line(sequence: int, hash: str) -> str:
+    """Record `sequence` of a chain, whose digest is `hash`, in a form of constant length."""
     if not 0 <= sequence < 10**_DIGITS:
-        raise ValueError(f"line {sequence}: a log of more than {10**_DIGITS} lines")
-    line = f"{sequence:0{_DIGITS}}-{hash}"
-    return f"{line}.{key.sign(_TYPE, _statement(site, order, line)).hex()}"
+        raise ValueError(f"record {sequence}: a chain of more than {10**_DIGITS} records")
+    return f"{sequence:0{_DIGITS}}-{hash}"
 
 
-def well_formed(text: str) -> bool:
-    """Whether it is a statement by its form, or "", which states nothing."""
-    return not text or _FORM.fullmatch(text) is not None
-
-
-def attested(text: str, *, public: bytes, site: str, order: str) -> str:
-    """The line, as `client audit verify --anchor` takes it: number and whole digest. Raises MessageError unless this
-    site signed it for this order.
-    """
-    found = _FORM.fullmatch(text)
+def plain(text: str) -> str:
+    """The record of a `line` as commands take it: number and whole digest. Raises MessageError."""
+    found = _LINE.fullmatch(text)
     if found is None:
-        raise MessageError(f"a statement of {site} about its log that is none")
-    line, signature = text.partition(".")[0], body.binary(found[3], SIGNATURE_BYTES)
-    identity.verify(public, _TYPE, _statement(site, order, line), signature)
+        raise MessageError("a place in a log that is none")
     return f"{int(found[1])}-{found[2]}"
 
 
-def _statement(site: str, order: str, line: str) -> bytes:
-    return body.write({"site": site, "order": order, "line": line})
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """Where a site says that its privacy ledger stands. Whether the site says it, `said_by` tells."""
+
+    site: str
+    sequence: int
+    hash: str
+    signature: bytes
+
+    @classmethod
+    def sign(cls, key: Identity, *, site: str, sequence: int, hash: str) -> Self:
+        signature = key.sign(_TYPE, _statement(site, line(sequence, hash)))
+        return cls(site=site, sequence=sequence, hash=hash, signature=signature)
+
+    @classmethod
+    def of(cls, text: str) -> Self:
+        """The statement in a text. Raises MessageError by its form alone."""
+        found = _HEAD.fullmatch(text)
+        if found is None:
+            raise MessageError("a statement about a ledger that is none")
+        return cls(site=found[1], sequence=int(found[2]), hash=found[3], signature=bytes.fromhex(found[4]))
+
+    def __str__(self) -> str:
+        return f"{self.site} {line(self.sequence, self.hash)} {self.signature.hex()}"
+
+    def said_by(self, public: bytes | None) -> bool:
+        """Whether the holder of this key signed it; nobody's where there is no key."""
+        try:
+            identity.verify(public or b"", _TYPE, _statement(self.site, line(self.sequence, self.hash)), self.signature)
+        except MessageError:
+            return False
+        return True
+
+    def follows(self, other: Self | None) -> bool:
+        """Whether who remembers `other` of this site's ledger may be shown this: the same record, or a later one."""
+        if other is None or self.sequence > other.sequence:
+            return True
+        return (self.sequence, self.hash) == (other.sequence, other.hash)
+
+
+def newest(heads: Iterable[Head]) -> dict[str, Head]:
+    """The newest of each site; of two with one number the first."""
+    found: dict[str, Head] = {}
+    for head in heads:
+        if head.site not in found or found[head.site].sequence < head.sequence:
+            found[head.site] = head
+    return dict(sorted(found.items()))
+
+
+def _statement(site: str, line: str) -> bytes:
+    return body.write({"site": site, "line": line})

@@ -2,10 +2,14 @@
 
 Arrays travel as raw little-endian float32. Flower's `Array.numpy()` is never called: it allocates by a header that the
 sender wrote. Nothing here trusts a length, a name or a type that came over the network.
+
+Between members of a roster every order is signed by the server's online key and every answer by the site's identity,
+over all that it carries: who opens TLS on the way can read what passes in the clear, and change nothing.
 """
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -16,10 +20,13 @@ from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.supercore.task_identity import TaskIdentity
 from numpy.typing import NDArray
 
-from common import anchor
+from common import anchor, body
+from common.crypto import identity
+from common.crypto.identity import SIGNATURE_BYTES, Identity
 from common.errors import MessageError, Reason, WireVersionError
+from common.roster import MOST_SITES
 
-WIRE_VERSION = 2
+WIRE_VERSION = 3
 HEADER_LIMIT = 4 * 2**20  # bytes of a header's JSON
 RAW = "fedward.f32le"  # how Flower is told that the bytes are ours
 WORDS = "fedward.u64le"  # the same for masked vectors
@@ -29,6 +36,7 @@ Vector = NDArray[np.float32]
 Words = NDArray[np.uint64]
 Record = RecordDict  # for rooms that have no door to flwr
 
+_RECORDS = {"header", "vector", "session", "signature"}
 _MESSAGE_TYPES: dict[Kind, str] = {
     "propose": "query",
     "keys": "query",
@@ -44,7 +52,8 @@ _MESSAGE_TYPES: dict[Kind, str] = {
 class Order:
     """What the server asks of a site: `propose` shows the study, `update` asks for training, `evaluate` for metric
     sums. Under secure aggregation `session` holds the protocol's message that goes with it, and `keys`, `shares`,
-    `open` and `reveal` are orders of that protocol alone (common.requests).
+    `open` and `reveal` are orders of that protocol alone (common.requests). `heads`: where the sites' privacy ledgers
+    stood when they last said so, each signed by its site (common.anchor).
     """
 
     kind: Kind
@@ -55,6 +64,7 @@ class Order:
     weights: Vector | None = None  # all parameters; absent in `propose`, and while only the header has been read
     weights_hash: str = ""  # hex SHA-256 of the weights' bytes; "" where there are none
     run: str = ""  # Fedward's own id of the run, 64 hex digits
+    heads: tuple[str, ...] = ()
     session: bytes = b""
 
     @cached_property
@@ -68,7 +78,8 @@ class Order:
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Answer:
     """What a site sends back: a verdict, and with `ok` to an update or evaluate order its one flat vector, in the clear
-    or as masked words with the protocol's message. `audit`: where the site's log stands (common.anchor), or "".
+    or as masked words with the protocol's message. `audit`: where the site's log stands (`common.anchor.line`), or "".
+    `heads`: where its privacy ledger stands, if it has one, and with no vector what it remembers of others'.
     """
 
     site: str
@@ -82,6 +93,7 @@ class Answer:
     words: Words | None = None
     session: bytes = b""
     audit: str = ""
+    heads: tuple[str, ...] = ()
 
 
 def _canonical(header: dict[str, Any]) -> bytes:
@@ -98,6 +110,7 @@ def _order_header(order: Order) -> dict[str, Any]:
         "study_json": order.study_json,
         "weights_hash": order.weights_hash,
         "run": order.run,
+        "heads": list(order.heads),
     }
 
 
@@ -118,10 +131,40 @@ def _record(header: dict[str, Any], numbers: Vector | Words | None, session: byt
     return record
 
 
+def _sign(record: RecordDict, name: str, key: Identity | None) -> RecordDict:
+    """The same record with a signature by this key, if there is one."""
+    if key is not None:
+        record["signature"] = ConfigRecord({"ed25519": key.sign(name, _signed(record, name))})
+    return record
+
+
+def _demand_signed(record: RecordDict, name: str, public: bytes) -> None:
+    """Raises MessageError unless the holder of this key signed all that the record carries, as a message of this name.
+
+    To be asked of a record whose form has been checked.
+    """
+    config = record.get("signature")
+    signature = config.get("ed25519") if isinstance(config, ConfigRecord) and set(config) == {"ed25519"} else None
+    if not isinstance(signature, bytes) or len(signature) != SIGNATURE_BYTES:
+        raise MessageError(f"an {name} without a signature")
+    identity.verify(public, name, _signed(record, name), signature)
+
+
+def _signed(record: RecordDict, name: str) -> bytes:
+    """What a signature is over: digests of the header, of the protocol's message and of the numbers. Those of an order
+    are named by its header.
+    """
+    config, arrays = record["header"], record.get("vector")
+    header = config["json"] if isinstance(config, ConfigRecord) else b""
+    numbers = arrays["vector"].data if name == "answer" and isinstance(arrays, ArrayRecord) else b""
+    parts = {"header": header, "session": _session(record), "numbers": numbers}
+    return body.write({part: hashlib.sha256(data).hexdigest() for part, data in parts.items()})  # type: ignore[arg-type]
+
+
 def _header(record: RecordDict, expected: dict[str, type]) -> dict[str, Any]:
     """The header with exactly the expected keys and types, whatever was sent."""
     config = record.get("header")
-    if not isinstance(config, ConfigRecord) or set(config) != {"json"} or set(record) - {"header", "vector", "session"}:
+    if not isinstance(config, ConfigRecord) or set(config) != {"json"} or set(record) - _RECORDS:
         raise MessageError("message without its header, or with foreign records")
     text = config["json"]
     if not isinstance(text, bytes) or len(text) > HEADER_LIMIT:
@@ -139,6 +182,8 @@ def _header(record: RecordDict, expected: dict[str, type]) -> dict[str, Any]:
     for key, kind in expected.items():
         if type(header[key]) is not kind:
             raise MessageError(f"header's {key} is not {kind.__name__}")
+    if len(header["heads"]) > MOST_SITES or not all(isinstance(head, str) for head in header["heads"]):
+        raise MessageError(f"header's heads are not at most {MOST_SITES} texts")
     if not (0 <= header["round"] < 2**31 and 0 <= header["attempt"] < 2**31 and header["kind"] in get_args(Kind)):
         raise MessageError("header's kind, round or attempt is out of range")
     return header
@@ -186,9 +231,9 @@ def _vector(record: RecordDict, length: int) -> Vector:
     return vector
 
 
-def order_record(order: Order) -> RecordDict:
-    """The order as Flower sends it."""
-    return _record(_order_header(order), order.weights, order.session)
+def order_record(order: Order, key: Identity | None = None) -> RecordDict:
+    """The order as Flower sends it, signed by the server's online key where it has one."""
+    return _sign(_record(_order_header(order), order.weights, order.session), "order", key)
 
 
 def order_from(record: RecordDict) -> Order:
@@ -197,11 +242,16 @@ def order_from(record: RecordDict) -> Order:
     Raises MessageError on anything that isn't an order, WireVersionError for one of another wire version.
     """
     strings = ("kind", "study_hash", "study_json", "weights_hash", "run")
-    header = _header(record, {**dict.fromkeys(strings, str), "round": int, "attempt": int})
+    header = _header(record, {**dict.fromkeys(strings, str), "round": int, "attempt": int, "heads": list})
     header.pop("wire")
     if header["run"] and (len(header["run"]) != 64 or not set(header["run"]) <= set("0123456789abcdef")):
         raise MessageError("header's run is not 64 hex digits")
-    return Order(**header, session=_session(record))
+    return Order(**{**header, "heads": tuple(header["heads"])}, session=_session(record))
+
+
+def demand_order_by(public: bytes, record: RecordDict) -> None:
+    """Raises MessageError unless the server with this online key signed the order in a record (`order_from`)."""
+    _demand_signed(record, "order", public)
 
 
 def weights_from(record: RecordDict, order: Order, *, length: int) -> Vector:
@@ -214,8 +264,8 @@ def weights_from(record: RecordDict, order: Order, *, length: int) -> Vector:
     return vector
 
 
-def answer_record(answer: Answer) -> RecordDict:
-    """The answer as Flower sends it."""
+def answer_record(answer: Answer, key: Identity | None = None) -> RecordDict:
+    """The answer as Flower sends it, signed by the site's identity where it has one."""
     header = {
         "wire": WIRE_VERSION,
         "site": answer.site,
@@ -226,26 +276,31 @@ def answer_record(answer: Answer) -> RecordDict:
         "order_hash": answer.order_hash,
         "reason": str(answer.reason),
         "audit": answer.audit,
+        "heads": list(answer.heads),
     }
-    return _record(header, answer.vector if answer.words is None else answer.words, answer.session)
+    numbers = answer.vector if answer.words is None else answer.words
+    return _sign(_record(header, numbers, answer.session), "answer", key)
 
 
-def answer_from(record: RecordDict, *, to: Order, length: int) -> Answer:
+def answer_from(record: RecordDict, *, to: Order, length: int, identities: Mapping[str, bytes] | None = None) -> Answer:
     """The answer that a record holds, checked against the order it must belong to. To an order with a protocol message
-    it has one too, and `length` masked words in the place of a vector.
+    it has one too, and `length` masked words in the place of a vector. Where there are `identities`, by site, it is
+    signed by one of them.
 
     Raises MessageError when it isn't an answer to this very order, has an unknown reason, or a vector of another
-    length or kind; WireVersionError for one of another wire version.
+    length or kind, or isn't the site's own; WireVersionError for one of another wire version.
     """
     strings = ("site", "kind", "study_hash", "order_hash", "reason", "audit")
-    header = _header(record, {**dict.fromkeys(strings, str), "round": int, "attempt": int})
+    header = _header(record, {**dict.fromkeys(strings, str), "round": int, "attempt": int, "heads": list})
     same = ("kind", "round", "attempt", "study_hash")
     if any(header[key] != getattr(to, key) for key in same) or header["order_hash"] != to.sha256:
         raise MessageError("an answer to another order")
     if not 1 <= len(header["site"]) <= 32 or not set(header["site"]) <= set("abcdefghijklmnopqrstuvwxyz0123456789-"):
         raise MessageError("site name is not [a-z0-9-]{1,32}")
-    if header["reason"] not in set(Reason) or not anchor.well_formed(header["audit"]):
-        raise MessageError("unknown reason code, or no statement about the site's log")
+    if header["reason"] not in set(Reason):
+        raise MessageError("unknown reason code")
+    if header["audit"]:
+        anchor.plain(header["audit"])
     reason = Reason(header["reason"])
     carries = reason is Reason.OK and to.kind in ("update", "evaluate")
     if carries != ("vector" in record):
@@ -253,7 +308,7 @@ def answer_from(record: RecordDict, *, to: Order, length: int) -> Answer:
     secure = reason is Reason.OK and bool(to.session)
     if secure != ("session" in record):
         raise MessageError("a protocol message where none belongs, or none where one does")
-    return Answer(
+    answer = Answer(
         site=header["site"],
         kind=to.kind,
         round=to.round,
@@ -265,7 +320,13 @@ def answer_from(record: RecordDict, *, to: Order, length: int) -> Answer:
         words=_words(record, length) if carries and secure else None,
         session=_session(record),
         audit=header["audit"],
+        heads=tuple(header["heads"]),
     )
+    if identities is not None:
+        if answer.site not in identities:
+            raise MessageError(f"an answer by {answer.site}, who is not in the roster")
+        _demand_signed(record, "answer", identities[answer.site])
+    return answer
 
 
 def site_of(record: RecordDict) -> str:
@@ -288,7 +349,7 @@ def message(order: Order, record: RecordDict, *, node: int, ttl: float, exchange
 
 
 def size_of(record: RecordDict) -> int:
-    """Payload bytes of a record: its header's JSON, its vector and its protocol message."""
+    """Payload bytes of a record: its header's JSON, its vector, its protocol message and its signature."""
     arrays = record.get("vector")
     vector = sum(len(array.data) for array in arrays.values()) if isinstance(arrays, ArrayRecord) else 0
     texts = [config.values() for config in record.values() if isinstance(config, ConfigRecord)]

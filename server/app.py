@@ -12,12 +12,11 @@ from common import wire
 from common.errors import RunError, StudyError
 from common.runtime import ended
 from common.study import Study, from_json
-from server import events, federation, orders, report
+from server import events, federation, heads, orders, report
 from server.checkpoint import write_atomically
 from server.control import Control
-from server.exchange import Clock, Exchange
+from server.exchange import Clock, Credentials, Exchange
 from server.folder import open_folder
-from server.secure import Sealed
 
 FOLDER = "FEDWARD_FEDERATION"  # environment of a deployment: the coordinator's folder
 
@@ -29,7 +28,7 @@ def make(study: Study, options: federation.Options, *, clock: Clock | None = Non
     @made.main()
     def main(grid: Grid, context: Context) -> None:
         wire.speak_as_server(run_id=context.run_id)
-        federation.run(Exchange(grid, clock or Clock()), study, options)
+        federation.run(Exchange(grid, clock or Clock(), options.credentials), study, options)
 
     return made
 
@@ -59,9 +58,9 @@ def main(grid: Grid, context: Context) -> None:
         backend="deployment",
         roster=frozenset(site.name for site in roster.sites),
         nominal={site.name: site.nominal_patients for site in roster.sites},
-        identities=roster.identities,
         sites_of=partial(control.sites, roster.supernodes),
-        sealed=Sealed(key=folder.online_key(), roster=roster) if study.aggregation.secure else None,
+        credentials=Credentials(key=folder.online_key(), roster=roster),
+        heads=folder.path / heads.NAME,
         pretrained=orders.pretrained(order, study),
         resume=order.resume,
     )

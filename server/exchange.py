@@ -9,7 +9,9 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from common import wire
+from common.crypto.identity import Identity
 from common.errors import MessageError, Reason
+from common.roster import Roster
 from server.answers import answers_of
 
 _POLL = (0.001, 0.5)  # seconds between two looks: grows from the first to the second
@@ -53,11 +55,24 @@ class Received:
     seconds: float = 0.0
 
 
-class Exchange:
-    """One end of a Flower grid: who is online, and one order at a time to some of them."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Credentials:
+    """As whom the server speaks, and to whom: its online key, and the roster that names it."""
 
-    def __init__(self, grid: Grid, clock: Clock) -> None:
+    key: Identity
+    roster: Roster
+
+
+class Exchange:
+    """One end of a Flower grid: who is online, and one order at a time to some of them.
+
+    With `credentials` every order is signed, and every answer has to be, by a site of the roster.
+    """
+
+    def __init__(self, grid: Grid, clock: Clock, credentials: Credentials | None = None) -> None:
         self._grid, self._clock, self._number = grid, clock, 0
+        self._key = None if credentials is None else credentials.key
+        self._identities = None if credentials is None else credentials.roster.identities
 
     def online(self) -> frozenset[int]:
         """Nodes that Flower believes to be reachable now."""
@@ -95,7 +110,7 @@ class Exchange:
         """
         start, self._number = self._clock.begin(), self._number + 1
         answers = answers_of(self._grid, limit=_WIDEST * length + _REST)
-        records = {id(order): wire.order_record(order) for order in orders.values()}
+        records = {id(order): wire.order_record(order, self._key) for order in orders.values()}
         pending: dict[str, int] = {}
         for node, order in orders.items():
             identifier = self._push(order, records[id(order)], node=node, ttl=deadline)
@@ -112,7 +127,7 @@ class Exchange:
                     continue
                 arrived = True
                 node = pending.pop(identifier)
-                reason, answer, bytes_up = _verdict(reply, orders[node], length)
+                reason, answer, bytes_up = self._verdict(reply, orders[node], length)
                 yield Received(
                     node=node,
                     reason=reason,
@@ -130,6 +145,20 @@ class Exchange:
         for node in pending.values():
             size = wire.size_of(records[id(orders[node])])
             yield Received(node=node, reason=Reason.LATE, bytes_down=size, seconds=deadline)
+
+    def _verdict(
+        self, message: Message | Reason, order: wire.Order, length: int
+    ) -> tuple[Reason, wire.Answer | None, int]:
+        if isinstance(message, Reason):
+            return message, None, 0
+        if not message.has_content():  # Flower's own error reply: the node went away, or its process died
+            return _ABSENT.get(message.error.code, Reason.FAILED), None, 0
+        size = wire.size_of(message.content)
+        try:
+            answer = wire.answer_from(message.content, to=order, length=length, identities=self._identities)
+        except MessageError as error:
+            return error.code, None, size
+        return answer.reason, answer, size
 
     def _push(self, order: wire.Order, record: RecordDict, *, node: int, ttl: float) -> str:
         """What Flower calls the message; "" where it doesn't know the node.
@@ -150,16 +179,3 @@ class Exchange:
 
 def _never() -> bool:
     return False
-
-
-def _verdict(message: Message | Reason, order: wire.Order, length: int) -> tuple[Reason, wire.Answer | None, int]:
-    if isinstance(message, Reason):
-        return message, None, 0
-    if not message.has_content():  # Flower's own error reply: the node went away, or its process died
-        return _ABSENT.get(message.error.code, Reason.FAILED), None, 0
-    size = wire.size_of(message.content)
-    try:
-        answer = wire.answer_from(message.content, to=order, length=length)
-    except MessageError as error:
-        return error.code, None, size
-    return answer.reason, answer, size

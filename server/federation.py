@@ -1,6 +1,5 @@
 """A federation's run, from the first proposal to the final model: the loop around `rounds.step`."""
 
-import contextlib
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common import anchor, guarantee, params, wire
-from common.errors import MessageError, Reason, RunError, StudyError
+from common.errors import Reason, RunError, StudyError
 from common.layout import Answering, Layout, layout_of
 from common.models import build_model, load_pretrained
 from common.randomness import seeded
@@ -21,11 +20,12 @@ from common.study import Study
 from common.tasks import task_of
 from server import aggregate, checkpoint, model_card, rounds
 from server.events import EventLog
-from server.exchange import Exchange
+from server.exchange import Credentials, Exchange
 from server.gathering import Clear, Gathered, Gathering
+from server.heads import NAME, Heads
 from server.private_metrics import private_metrics
 from server.proposals import Proposals, SitesOf
-from server.secure import Sealed, Secure
+from server.secure import Secure
 
 Watch = Callable[[dict[str, Any]], None]
 
@@ -38,9 +38,9 @@ class Options:
     backend: str
     roster: frozenset[str]  # the sites that belong to the federation
     nominal: Mapping[str, int] = field(default_factory=dict)  # their declared patients; under [privacy] all of them
-    identities: Mapping[str, bytes] = field(default_factory=dict)  # of the sites whose signatures are kept
     sites_of: SitesOf | None = None  # the site of each node, where the runtime knows
-    sealed: Sealed | None = None  # for studies with aggregation.secure
+    credentials: Credentials | None = None  # of a federation with a roster; studies with aggregation.secure need them
+    heads: Path | None = None  # where the heads of the sites' ledgers are kept; in OUT unless it is said
     pretrained: dict[str, Tensor] | None = None
     resume: bool = False
     watch: Watch = lambda _event: None  # is shown every event as it is logged
@@ -89,6 +89,8 @@ class _Run:
         self._proposals = Proposals(exchange, study, options.roster, options.sites_of)
         self._logs: dict[str, str] = {}  # where each site's audit log stood when it last answered
         self._open()
+        own = options.credentials
+        self._heads = Heads(options.heads or options.out / NAME, {} if own is None else own.roster.identities)
         self._gathering = self._way()
 
     def _open(self) -> None:
@@ -133,12 +135,12 @@ class _Run:
         """In the clear, or masked."""
         if not self._study.aggregation.secure:
             return Clear(self._sites, self._study)
-        sealed = self._options.sealed
-        if sealed is None:
+        own = self._options.credentials
+        if own is None:
             raise StudyError("aggregation.secure = true: the server has no roster and no key of its own to sign with")
-        if missing := self._options.roster ^ sealed.roster.identities.keys():
+        if missing := self._options.roster ^ own.roster.identities.keys():
             raise RunError(f"the roster and the run don't name the same sites: {', '.join(sorted(missing))}")
-        return Secure(self._sites, self._study, sealed, run=self._saved.run)
+        return Secure(self._sites, self._study, own, run=self._saved.run)
 
     def _record(self, event: dict[str, Any]) -> None:
         logs = {"audit": dict(sorted(self._logs.items()))} if self._logs else {}
@@ -262,7 +264,7 @@ class _Run:
         """A round tried until it closes, `round_retries` times more at the most."""
         agreement, retries = self._study.study, self._study.study.round_retries
         for attempt in range(1, retries + 2):
-            self._proposals.show(number, attempt, run=self._saved.run, hear=self._hear)
+            self._proposals.show(number, attempt, run=self._saved.run, hear=self._hear, heads=self._heads.told)
             done = self._gather(number, attempt, kind)
             if done.round.outcome == "closed":
                 return done
@@ -296,6 +298,7 @@ class _Run:
             weights=self._saved.weights,
             weights_hash=wire.digest_of(self._saved.weights),
             run=self._saved.run,
+            heads=self._heads.told(),
         )
         done = self._gathering.gather(nodes, order, state)
         for answer in done.tally.answers.values():
@@ -304,11 +307,10 @@ class _Run:
         return done
 
     def _hear(self, answer: wire.Answer) -> None:
-        """Keep where the site says that its audit log stands, if it has signed that."""
-        if answer.audit and (public := self._options.identities.get(answer.site)):
-            with contextlib.suppress(MessageError):
-                stated = anchor.attested(answer.audit, public=public, site=answer.site, order=answer.order_hash)
-                self._logs[answer.site] = stated
+        """Keep where the site says that its audit log stands, and what it says of privacy ledgers."""
+        if answer.audit:
+            self._logs[answer.site] = anchor.plain(answer.audit)
+        self._heads.hear(answer.heads)
 
 
 def _mended(reasons: set[str]) -> str:

@@ -14,6 +14,7 @@ PROPOSAL_DEADLINE = 60.0  # seconds: a node that hangs when it is shown the stud
 GRACE = 5.0  # seconds for a node that let a proposal expire, once the others have answered and are enough
 PATIENT = 10  # how often such a node is shown the study until it has the whole deadline again
 Hear = Callable[[wire.Answer], None]
+Heads = Callable[[], tuple[str, ...]]  # of the sites' privacy ledgers, newest first heard
 SitesOf = Callable[[], Mapping[int, str]]
 
 
@@ -48,13 +49,13 @@ class Proposals:
         lost = set(sites)
         self._nodes = {node: site for node, site in self._nodes.items() if site not in lost}
 
-    def show(self, number: int, attempt: int, *, run: str, hear: Hear) -> None:
-        """Show the study before an attempt at a round; `hear` gets every answer of a site.
+    def show(self, number: int, attempt: int, *, run: str, hear: Hear, heads: Heads) -> None:
+        """Show the study before an attempt at a round; `hear` gets every answer of a site, `heads` are shown with it.
 
         Without enough sites online, or enough that have approved the study, a further attempt would fail at once:
         before it they have the study's `round_deadline`.
         """
-        agreement, shown = self._study.study, partial(self._show, number, attempt, run, hear)
+        agreement, shown = self._study.study, partial(self._show, number, attempt, run, hear, heads)
         if attempt == 1 or not self._sites.wait(
             agreement.min_sites, deadline=agreement.round_deadline, ready=partial(self._settled, shown)
         ):
@@ -66,7 +67,7 @@ class Proposals:
         pending = sum(reason is Reason.NOT_APPROVED for reason in self._refused.values())
         return not len(self._nodes) < self._study.study.min_sites <= len(self._nodes) + pending
 
-    def _show(self, number: int, attempt: int, run: str, hear: Hear) -> None:
+    def _show(self, number: int, attempt: int, run: str, hear: Hear, heads: Heads) -> None:
         """To nodes that haven't agreed yet; forget those that are gone."""
         online = self._sites.online()
         self._nodes = {node: site for node, site in self._nodes.items() if node in online}
@@ -78,6 +79,7 @@ class Proposals:
             study_hash=self._study.sha256,
             study_json=self._study.canonical,
             run=run,
+            heads=heads(),
         )
         self._learn()
         strangers = sorted(online - self._nodes.keys())

@@ -9,35 +9,25 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common import secure, wire
-from common.crypto.identity import Identity
 from common.errors import MessageError, Reason
 from common.layout import Answering
 from common.masking import MaskedSum
-from common.roster import Roster
 from common.session import Signed, answered
 from common.study import Study
 from common.transcript import KeyList
 from server import rounds
-from server.exchange import Exchange, Received
+from server.exchange import Credentials, Exchange, Received
 from server.gathering import Gathered, Tally, answering, verdict
 from server.session import Session, SessionFailed
 
 GRACE = 5.0  # seconds for which openings are waited for that aren't needed, so that their sites stay in the session
 Take = Callable[[str, wire.Answer, dict[str, Signed]], None]  # a site's answer to one exchange, its messages verified
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Sealed:
-    """What the server needs for secure aggregation: its online key, and the roster that names it."""
-
-    key: Identity
-    roster: Roster
 
 
 class Secure:
@@ -48,9 +38,9 @@ class Secure:
     has another session.
     """
 
-    def __init__(self, exchange: Exchange, study: Study, sealed: Sealed, *, run: str) -> None:
-        self._sites, self._study, self._key, self._roster = exchange, study, sealed.key, sealed.roster
-        self._setting = secure.setting_of(study, sealed.roster, run=run)
+    def __init__(self, exchange: Exchange, study: Study, own: Credentials, *, run: str) -> None:
+        self._sites, self._study, self._key, self._roster = exchange, study, own.key, own.roster
+        self._setting = secure.setting_of(study, own.roster, run=run)
         self._number = int(time.time() * 1000)  # numbers rise also when a run is resumed
         self._ready: Session | None = None
         self._blamed: set[str] = set()
@@ -218,7 +208,7 @@ class _Attempt:
 
     def _all(self, nodes: Mapping[int, str], kind: wire.Kind, session: bytes) -> dict[int, wire.Order]:
         """One order of the protocol for all these nodes."""
-        order = replace(self._order, kind=kind, weights=None, weights_hash="", session=session)
+        order = replace(self._order, kind=kind, weights=None, weights_hash="", heads=(), session=session)
         return dict.fromkeys(nodes, order)
 
     def _exchange(

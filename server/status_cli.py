@@ -14,10 +14,12 @@ from common.crypto import certificates
 from common.errors import DataError, RunError
 from common.roster import Roster
 from server import follow as following
+from server import heads
 from server import report as reports
 from server.control import Control
 from server.events import Event, EventLog, anchors, charged, effective, moved, read
 from server.folder import LOOPBACK, Folder, open_folder
+from server.heads import Heads
 from server.run_record import Current
 from server.run_record import current as current_run
 
@@ -62,7 +64,10 @@ def status(
     }
     remembered = values["run"]["audit"] if values["run"] else {}
     names = () if roster is None else sorted(site.name for site in roster.sites)
-    values["sites"] = {name: {"online": False, "audit": remembered.get(name)} for name in names}
+    ledgers = Heads(opened.path / heads.NAME, {})
+    values["sites"] = {
+        name: {"online": False, "audit": remembered.get(name), "ledger": ledgers.of(name)} for name in names
+    }
     if not serving:
         _print(values, as_json=as_json)
         raise RunError(f"the SuperLink at {opened.superlink} does not serve: start it with `server up`")
@@ -230,8 +235,9 @@ def _print(values: dict[str, Any], *, as_json: bool) -> None:
     if changes := [f"{how} {', '.join(names)}" for how, names in values["next_roster"].items() if names]:
         typer.echo(f"not yet in force: {'; '.join(changes)}; `server sign` makes the next roster")
     for name, site in values["sites"].items():
-        log = f"; audit log at {site['audit']}" if site["audit"] else ""
-        typer.echo(f"{name}: {'online' if site['online'] else 'offline'}{log}")
+        places = {"audit log": site["audit"], "privacy ledger": site["ledger"]}
+        at = "".join(f"; {what} at {where}" for what, where in places.items() if where)
+        typer.echo(f"{name}: {'online' if site['online'] else 'offline'}{at}")
     if run is not None:
         numbers = run["bytes_up_last_round"], run["bytes_down_last_round"], run["epsilon_charged"]
         last = f"; the last: {following.cost(*numbers)}" if run["round"] else ""

@@ -27,12 +27,14 @@ def tasks(study: Study, federation: Federation, task: Task) -> dict[str, Task]:
     images = [count.images for count in federation.counts]
     pooled = _alone(unprotected(study, images=sum(images)), steps=len(federation.folders))
     folder = task.out / "comparison"
-    quiet = replace(task, faults=Faults(scripted={}), backend="inprocess", nominal={}, sealed=None)
+    quiet = replace(task, faults=Faults(scripted={}), backend="inprocess", nominal={}, credentials=None)
     runs = {"pooled": replace(quiet, study=pooled.canonical, folders=(federation.pooled,), out=folder / "pooled")}
+    enrolled = task.credentials if federation.unprotected == federation.folders else None  # these take signed orders
     for site, count in zip(federation.unprotected, federation.counts, strict=True):
         if count.patients:
             alone = _alone(unprotected(study, images=count.images), steps=1)
-            runs[site.name] = replace(quiet, study=alone.canonical, folders=(site,), out=folder / f"alone-{site.name}")
+            out = folder / f"alone-{site.name}"
+            runs[site.name] = replace(quiet, study=alone.canonical, folders=(site,), out=out, credentials=enrolled)
     if study.privacy is not None:
         same = unprotected(study, images=round(sum(images) / len(images)))
         runs[UNPROTECTED] = replace(
@@ -41,7 +43,7 @@ def tasks(study: Study, federation: Federation, task: Task) -> dict[str, Task]:
             folders=federation.unprotected,
             out=folder / UNPROTECTED,
             nominal={},
-            sealed=None,
+            credentials=None,
         )
     return {name: replace(run, name=f"{task.name} / {name}") for name, run in runs.items()}
 

@@ -175,7 +175,7 @@ def _seed(request: Request, number: int, *, say: Say, quiet: bool) -> _Seeded:
         pretrained=request.pretrained,
         threads=request.threads,
         nominal=federation.nominal,
-        sealed=federation.sealed,
+        credentials=federation.credentials,
     )
     others = comparison.tasks(study, federation, task) if request.compare else {}
     return _Seeded(study=study, federation=federation, task=task, others=others)

@@ -51,7 +51,7 @@ def run(study: Study, options: federation.Options, folders: Sequence[Path], faul
             clock = Clock()
             inner = MasksBeside(grid, study, {folder.name: folder for folder in folders}) if masked else grid
             watched = SimulatedGrid(inner, faults, clock, observer(study, options.out, folders))
-            federation.run(Exchange(watched, clock), study, options)
+            federation.run(Exchange(watched, clock, options.credentials), study, options)
         except BaseException as error:  # Flower would wrap it; the caller wants it as it is
             failed.append(error)
 

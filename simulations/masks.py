@@ -49,7 +49,7 @@ def handle(message: Message, context: Context) -> Message:
 
 def _message(site: Site, order: wire.Order, reason: Reason, to: Message, **more: Any) -> Message:
     answer = replace(client_app.verdict(site, order, reason), **more)
-    return Message(wire.answer_record(answer), reply_to=to)
+    return Message(client_app.said(site, answer), reply_to=to)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -105,10 +105,11 @@ class MasksBeside(Grid):
         self._count += 1
         identifier = f"beside-{self._count}"
         if order.kind not in ("update", "evaluate"):
-            answer = Message(wire.answer_record(client_app.respond(site, message)), reply_to=message)
+            answer = Message(client_app.said(site, client_app.respond(site, message)), reply_to=message)
             self._sent[identifier] = _Sent(message=message, order=order, answer=answer)
             return identifier
         try:
+            client_app.demand_server(site, order, message)
             invitation = secure.invited(site, self._study, order)
             if self._study.privacy is not None:
                 private.take_up(site, self._study, order, invitation)

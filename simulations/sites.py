@@ -39,7 +39,7 @@ class Federation:
     folders: tuple[Path, ...]  # OUT/sites/site-0 …
     unprotected: tuple[Path, ...]  # the same without ledgers, for what a private study is compared with
     nominal: Mapping[str, int]  # patients that each site declares; {} without [privacy]
-    sealed: Path | None  # the server's key and the roster, for studies with secure aggregation
+    credentials: Path | None  # the server's key and the roster, for studies with secure aggregation
     pooled: Path  # a site folder with every site's rows
     central: Path | None  # a site folder with the official test images, where there is an official split
     counts: tuple[Count, ...]
@@ -98,7 +98,7 @@ def prepare(
         for site in folders:
             protect(site, study, shares=shares)
     return Federation(
-        sealed=enrol(folders, study, folder / "federation") if study.aggregation.secure else None,
+        credentials=enrol(folders, study, folder / "federation") if study.aggregation.secure else None,
         folders=folders,
         unprotected=unprotected,
         nominal=nominal,

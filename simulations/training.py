@@ -18,7 +18,7 @@ from common.errors import RunError, StudyError
 from common.study import from_json
 from server import federation
 from server.events import effective, read
-from server.secure import Sealed
+from server.exchange import Credentials
 from simulations.faults import Faults
 
 Backend = Literal["inprocess", "ray"]
@@ -38,7 +38,7 @@ class Task:
     pretrained: Path | None = None
     threads: int = 1
     nominal: Mapping[str, int] = field(default_factory=dict)
-    sealed: Path | None = None  # a folder with the server's key and the roster
+    credentials: Path | None = None  # a folder with the server's key and the roster
 
     @property
     def finished(self) -> bool:
@@ -58,7 +58,7 @@ def execute(task: Task, watch: Watch | None = None) -> None:
         backend=task.backend,
         roster=frozenset(folder.name for folder in task.folders),
         nominal=task.nominal,
-        sealed=_sealed(task.sealed),
+        credentials=_credentials(task.credentials),
         pretrained=_pretrained(task.pretrained, study.model.pretrained_sha256),
         resume=(task.out / "events.jsonl").exists(),
         watch=(lambda event: watch(task.name, event)) if watch else (lambda _event: None),
@@ -73,9 +73,9 @@ def execute(task: Task, watch: Watch | None = None) -> None:
         inprocess.run(study, options, task.folders, task.faults)
 
 
-def _sealed(folder: Path | None) -> Sealed | None:
+def _credentials(folder: Path | None) -> Credentials | None:
     roster = pinned(folder) if folder is not None else None
-    return Sealed(key=identity_of(folder), roster=roster) if folder is not None and roster is not None else None
+    return Credentials(key=identity_of(folder), roster=roster) if folder is not None and roster is not None else None
 
 
 def _pretrained(path: Path | None, wanted: str) -> dict[str, torch.Tensor] | None:

@@ -14,8 +14,7 @@ from common import secure, wire
 from common.errors import MessageError, Reason
 from common.layout import Answering, layout_of
 from server import rounds
-from server.exchange import Received
-from server.secure import Sealed
+from server.exchange import Credentials, Received
 
 STUDY = tiny_study(study={"min_sites": 3}, aggregation={"secure": True, "weights": "equal", "range": 0.5})
 RUN = sha256(b"a run").hexdigest()
@@ -89,7 +88,7 @@ class Hospitals:
             )
             for name in self.nodes.values()
         }
-        self.sealed = Sealed(key=SERVER, roster=self.roster)
+        self.credentials = Credentials(key=SERVER, roster=self.roster)
 
     def begin(self, kind: Answering = "update") -> rounds.Round:
         present = self.nodes.values()

@@ -27,6 +27,7 @@ from flwr.supercore.run import RunNotRunningException
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.fleet_http_connection import http_request_response
 
+from client import membership
 from common import wire
 from common.errors import Reason
 from common.layout import layout_of
@@ -63,7 +64,7 @@ def answer(site: str, order: wire.Order, studies: dict[str, Study]) -> wire.Answ
 def stand_in(server: str, root: bytes, folder: Path) -> None:
     """One SuperNode, for good."""
     key = load_ssh_private_key((folder / "supernode" / "node.key").read_bytes(), None)
-    studies: dict[str, Study] = {}
+    identity, studies = membership.identity_of(folder), dict[str, Study]()
     with http_request_response(server, False, root, (key, key.public_key())) as connection:  # type: ignore[arg-type, union-attr]
         node, receive, send, _run, _fab, pull, push, confirm = connection
         while True:
@@ -85,7 +86,8 @@ def stand_in(server: str, root: bytes, folder: Path) -> None:
                 confirm(run, header.metadata.message_id)
                 message = inflate_object_from_contents(tree.object_id, contents)
                 assert isinstance(message, Message)
-                record = wire.answer_record(answer(folder.name, wire.order_from(message.content), studies))
+                said = answer(folder.name, wire.order_from(message.content), studies)
+                record = wire.answer_record(said, identity)
                 with _identity:
                     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run, node
                     reply = Message(record, reply_to=header)

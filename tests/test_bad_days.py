@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from control_cases import settle
+from enrolled import enrolled
 from small import private_study, protect, tiny_study, write_site
 
 from client import approval, audit, index, membership
@@ -30,7 +31,9 @@ def hospitals(base: Path) -> list[Path]:
 def options(out: Path, sites: list[Path], **changes: object) -> federation.Options:
     roster = frozenset(site.name for site in sites)
     nominal = dict.fromkeys(sorted(roster), 20)
-    return federation.Options(out=out, backend="inprocess", roster=roster, nominal=nominal, **changes)  # type: ignore[arg-type]
+    nodes = dict(enumerate((site.name for site in sites), 1))
+    values = {"roster": roster, "nominal": nominal, "sites_of": lambda: nodes, **changes}
+    return federation.Options(out=out, backend="inprocess", **values)  # type: ignore[arg-type]
 
 
 def absent(out: Path) -> list[dict[str, str]]:
@@ -110,12 +113,39 @@ def test_a_ledger_that_was_damaged_is_left_as_it_is_and_its_site_releases_nothin
 
 @pytest.fixture
 def kept(tmp_path: Path) -> tuple[list[Path], Path]:
-    """A run of sites with identities, of which the third signs with a key that the coordinator does not know."""
+    """A run of enrolled sites, of which the third signs with a key that the coordinator does not know."""
     sites, out = hospitals(tmp_path), tmp_path / "out"
-    keys = {site.name: membership.make_identity(site).public for site in sites}
-    keys["site-2"] = bytes(32)
-    run(tiny_study(), options(out, sites, identities=keys), sites, NONE)
+    credentials = enrolled(sites, tiny_study(), tmp_path / "coordinator")
+    (sites[2] / membership.KEY).unlink()
+    membership.make_identity(sites[2])
+    run(tiny_study(), options(out, sites, credentials=credentials), sites, NONE)
     return sites, out
+
+
+def test_a_site_that_signs_with_another_key_has_no_part_in_a_round(kept: tuple[list[Path], Path]) -> None:
+    _, out = kept
+    assert absent(out) == [{"site-2": "malformed"}] * 2
+
+
+def test_a_site_takes_no_orders_by_another_server_than_its_rosters(tmp_path: Path) -> None:
+    sites, study = hospitals(tmp_path), tiny_study()
+    enrolled(sites, study, tmp_path / "coordinator")
+    stranger = enrolled(hospitals(tmp_path / "elsewhere"), study, tmp_path / "stranger")
+    for number, credentials in enumerate((None, stranger)):
+        with pytest.raises(RunError, match="site-0 malformed, site-1 malformed, site-2 malformed"):
+            run(study, options(tmp_path / str(number), sites, credentials=credentials), sites, NONE)
+    for site in sites:
+        assert {entry.body["reason"] for entry in audit.entries_of(site) if entry.kind == "answered"} == {"malformed"}
+        assert not (site / "studies").exists()
+
+
+def test_a_site_whose_identity_others_may_read_says_nothing_that_counts(tmp_path: Path) -> None:
+    sites, out, study = hospitals(tmp_path), tmp_path / "out", tiny_study()
+    credentials = enrolled(sites, study, tmp_path / "coordinator")
+    (sites[1] / membership.KEY).chmod(0o640)
+    run(study, options(out, sites, credentials=credentials), sites, NONE)
+    assert absent(out) == [{"site-1": "malformed"}] * 2
+    assert "readable for others" in (sites[1] / "errors.log").read_text(encoding="utf-8")
 
 
 def test_the_coordinator_holds_where_each_sites_log_stood(kept: tuple[list[Path], Path]) -> None:

@@ -90,7 +90,7 @@ def simulated(made: sites.Federation, tmp_path: Path) -> Task:
         faults=Faults(scripted={}),
         backend="inprocess",
         nominal=made.nominal,
-        sealed=sites.enrol(folders, SECURE, tmp_path / "coordinator"),
+        credentials=sites.enrol(folders, SECURE, tmp_path / "coordinator"),
     )
 
 
@@ -179,7 +179,7 @@ def test_under_secure_aggregation_each_round_is_the_same_within_its_rounding(
     found = deploy(running, SECURE, tmp_path / "out")
     assert [event["saturated"] for event in found if event["event"] == "round"] == [0, 0]
     unit = secure.encoding_of(SECURE, "update", sites=SITES).unit
-    clear = replace(simulated, out=tmp_path / "plain", sealed=None)
+    clear = replace(simulated, out=tmp_path / "plain", credentials=None)
     simulate(clear, EQUAL)  # the same training: the study's hash goes into no random draw
     theirs = after(tmp_path / "out", 1)
     room = 2 * np.spacing(np.abs(theirs).astype(np.float32)).astype(np.float64)

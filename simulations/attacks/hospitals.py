@@ -60,11 +60,11 @@ class Hospitals:
             say=lambda _: None,
             quiet=True,
         )
-        roster = None if found.sealed is None else pinned(found.sealed)
-        if found.sealed is None or roster is None:
+        roster = None if found.credentials is None else pinned(found.credentials)
+        if found.credentials is None or roster is None:
             raise RunError("the federation has no roster, though its study has secure aggregation")
         self.sites = {path.name: open_site(path) for path in found.folders}
-        self.roster, self.key = roster, identity_of(found.sealed)
+        self.roster, self.key = roster, identity_of(found.credentials)
         self.setting = secure.setting_of(self.study, roster, run=RUN)
         self.encoding = secure.encoding_of(self.study, "update", sites=len(roster.sites))
         self._weights = params.vector_of(build_model(self.study), trainable=False)
@@ -85,7 +85,7 @@ class Hospitals:
     def ask(self, name: str, order: wire.Order) -> wire.Answer:
         """What `client.app` answers for this site."""
         kind = "train" if order.kind == "update" else "evaluate" if order.kind == "evaluate" else "query"
-        return client_app.respond(self.sites[name], Message(wire.order_record(order), 1, kind, ttl=60))
+        return client_app.respond(self.sites[name], Message(wire.order_record(order, self.key), 1, kind, ttl=60))
 
     def noted(self, name: str) -> str:
         """The last line of a site's own error log."""

@@ -114,7 +114,7 @@ def attack(
         faults=Faults(scripted={}),
         pretrained=pretrained,
         nominal=federation.nominal,
-        sealed=federation.sealed,
+        credentials=federation.credentials,
     )
     training.execute(task, watch)
     delta = UNPROTECTED_DELTA if study.privacy is None else study.privacy.delta

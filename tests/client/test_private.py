@@ -221,12 +221,12 @@ def test_every_byte_of_a_reply_is_the_header_or_a_release(folder: Path) -> None:
     stored = (folder / ledger.FOLDER / "released").glob("*")
     released = np.frombuffer(next(iter(stored)).read_bytes(), "<f4")
     assert np.array_equal(np.frombuffer(record["vector"]["vector"].data, "<f4"), released * np.float32(20))  # type: ignore[index]
-    known = {"wire", "site", "kind", "round", "attempt", "study_hash", "order_hash", "reason", "audit"}
+    known = {"wire", "site", "kind", "round", "attempt", "study_hash", "order_hash", "reason", "audit", "heads"}
     import json
 
     found = json.loads(header)
     assert found.keys() == known
-    assert found["audit"] == ""  # a site that has joined no federation
+    assert (found["audit"], found["heads"]) == ("", [])  # a site that has joined no federation
     assert found["order_hash"] == asked.sha256 and found["study_hash"] == STUDY.sha256
 
 

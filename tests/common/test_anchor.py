@@ -1,57 +1,84 @@
-"""The statement about a site's log: nobody else's, for this order alone, always of one length."""
+"""Where chains stand: a form of constant length, and statements about ledgers that nobody but their site can make."""
+
+from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from common import anchor
+from common.anchor import Head, newest
 from common.crypto.identity import Identity
 from common.errors import MessageError
 
 KEY = Identity(bytes(range(32)))
-ORDER, HASH = "1" * 64, "ab" * 32
+HASH = "ab" * 32
 
 
-def attest(sequence: int = 41, *, key: Identity = KEY) -> str:
-    return anchor.attest(key, site="site-0", order=ORDER, sequence=sequence, hash=HASH)
-
-
-def read(text: str, *, site: str = "site-0", order: str = ORDER) -> str:
-    return anchor.attested(text, public=KEY.public, site=site, order=order)
+def head(sequence: int = 41, *, key: Identity = KEY, site: str = "site-0", hash: str = HASH) -> Head:
+    return Head.sign(key, site=site, sequence=sequence, hash=hash)
 
 
 @pytest.mark.parametrize("sequence", [0, 41, 999_999_999])
-def test_what_was_stated_is_read(sequence: int) -> None:
-    assert read(attest(sequence)) == f"{sequence}-{HASH}"
+def test_a_record_comes_back_as_it_was_written(sequence: int) -> None:
+    assert anchor.plain(anchor.line(sequence, HASH)) == f"{sequence}-{HASH}"
+    assert Head.of(str(head(sequence))) == head(sequence)
+    assert head(sequence).said_by(KEY.public)
 
 
-def test_every_statement_has_the_same_length() -> None:
-    assert len({len(attest(sequence)) for sequence in (0, 41, 999_999_999)}) == 1
-    with pytest.raises(ValueError, match="lines"):
-        attest(10**9)
+def test_every_record_is_written_with_the_same_length() -> None:
+    assert len({len(anchor.line(sequence, HASH)) for sequence in (0, 41, 999_999_999)}) == 1
+    assert len({len(str(head(sequence))) for sequence in (0, 41, 999_999_999)}) == 1
+    for impossible in (10**9, -1):
+        with pytest.raises(ValueError, match="records"):
+            anchor.line(impossible, HASH)
+
+
+@pytest.mark.parametrize("text", ["", "41-" + HASH, anchor.line(41, HASH)[:-1], anchor.line(41, HASH) + " ", "x"])
+def test_what_is_no_place_in_a_log_is_refused(text: str) -> None:
+    with pytest.raises(MessageError):
+        anchor.plain(text)
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [
-        lambda text: text.replace("000000041", "000000040"),
-        lambda text: text.replace("abab", "abac", 1),
-        lambda text: text[:-1] + ("0" if text[-1] != "0" else "1"),
-        lambda text: text.upper(),
-        lambda text: text + " ",
-        lambda text: "",
-        lambda text: attest(key=Identity.new()),
-    ],
-)
-def test_what_the_site_did_not_sign_is_refused(wrong: object) -> None:
+    "wrong", [lambda text: text[:-1], lambda text: text.upper(), lambda text: text + " ", lambda text: "",
+              lambda text: text.replace("site-0", "../x"), lambda text: text.replace("site-0 ", "")],
+)  # fmt: skip
+def test_what_is_no_statement_is_refused(wrong: object) -> None:
     with pytest.raises(MessageError):
-        read(wrong(attest()))  # type: ignore[operator]
+        Head.of(wrong(str(head())))  # type: ignore[operator]
 
 
-def test_it_holds_for_one_site_and_one_order() -> None:
-    for changed in ({"site": "site-1"}, {"order": "2" * 64}):
-        with pytest.raises(MessageError):
-            read(attest(), **changed)
+@pytest.mark.parametrize(
+    "changed", [{"site": "site-1"}, {"sequence": 40}, {"hash": "ac" + HASH[2:]}, {"signature": bytes(64)}]
+)
+def test_what_the_site_did_not_sign_is_not_said_by_it(changed: dict[str, object]) -> None:
+    assert not replace(head(), **changed).said_by(KEY.public)  # type: ignore[arg-type]
 
 
-def test_its_form_is_checked_where_messages_are_read() -> None:
-    assert anchor.well_formed("") and anchor.well_formed(attest())
-    assert not anchor.well_formed(attest()[:-1]) and not anchor.well_formed("41-" + HASH)
+def test_it_is_said_by_one_key_and_by_nobody_without_one() -> None:
+    assert not head(key=Identity.new()).said_by(KEY.public)
+    assert not head().said_by(None)
+
+
+def test_a_statement_about_a_ledger_is_no_other_kind_of_message() -> None:
+    body = b'{"line":"%s","site":"site-0"}' % anchor.line(41, HASH).encode()
+    assert Head.of(str(replace(head(), signature=KEY.sign("ledger-head", body)))).said_by(KEY.public)
+    assert not replace(head(), signature=KEY.sign("answer", body)).said_by(KEY.public)
+
+
+def test_a_later_record_follows_and_the_same_one_and_no_other() -> None:
+    assert head(42).follows(head(41)) and head(41).follows(head(41)) and head(0).follows(None)
+    assert not head(40).follows(head(41))
+    assert not head(41, hash="cd" * 32).follows(head(41))
+
+
+@given(st.lists(st.tuples(st.sampled_from(["a", "b"]), st.integers(0, 5), st.sampled_from(["11" * 32, "22" * 32]))))
+def test_the_newest_of_each_site_is_kept_and_of_two_with_one_number_the_first(told: list[tuple[str, int, str]]) -> None:
+    heads = [Head(site=site, sequence=number, hash=hash, signature=bytes(64)) for site, number, hash in told]
+    kept = newest(heads)
+    for site in ("a", "b"):
+        own = [one for one in heads if one.site == site]
+        best = max((one.sequence for one in own), default=None)
+        assert kept.get(site) == next((one for one in own if one.sequence == best), None)
+    assert list(kept) == sorted(kept)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from common import wire
+from common.crypto.identity import Identity
 from common.errors import MessageError, Reason, WireVersionError
 
 WEIGHTS = np.array([0.5, -2.0, 3e-9], np.float32)
@@ -110,7 +112,10 @@ MALFORMED: dict[str, Callable[[RecordDict], RecordDict]] = {
     "another wire version": lambda r: header(r, wire=wire.WIRE_VERSION + 1),
     "a wire version that is none": lambda r: header(r, wire=True),
     "a wire version of many digits": lambda r: header(r, wire=10**400),
-    "no statement about a log": lambda r: header(r, audit="000000001-" + "a" * 64),
+    "no place in a log": lambda r: header(r, audit="1-" + "a" * 64),
+    "heads no list": lambda r: header(r, heads="site-0"),
+    "heads no texts": lambda r: header(r, heads=[1]),
+    "heads without end": lambda r: header(r, heads=["x"] * 1001),
     "an unknown key": lambda r: header(r, secret=1),
     "round a string": lambda r: header(r, round="3"),
     "round true": lambda r: header(r, round=True),
@@ -145,21 +150,31 @@ def test_a_malformed_answer_is_refused(fault: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "fault", ["no header", "header not JSON", "a key twice", "an unknown key", "another wire version"]
+    "fault",
+    [
+        "no header",
+        "header not JSON",
+        "a key twice",
+        "an unknown key",
+        "another wire version",
+        "heads no list",
+        "heads no texts",
+        "heads without end",
+    ],
 )
 def test_a_malformed_order_is_refused(fault: str) -> None:
     with pytest.raises(MessageError):
         wire.order_from(MALFORMED[fault](wire.order_record(ORDER)))
 
 
-@pytest.mark.parametrize("version", [1, wire.WIRE_VERSION + 1])
+@pytest.mark.parametrize("version", [2, wire.WIRE_VERSION + 1])
 def test_a_message_of_another_release_is_told_from_a_malformed_one(
     monkeypatch: pytest.MonkeyPatch, version: int
 ) -> None:
     """Also what a site says to an order that it can't read: its own version is in the header."""
     order = wire.order_record(ORDER)
     monkeypatch.setattr(wire, "WIRE_VERSION", version)
-    with pytest.raises(WireVersionError, match=f"wire version 2, not {version}"):
+    with pytest.raises(WireVersionError, match=f"wire version 3, not {version}"):
         wire.order_from(order)
     unreadable = wire.answer_record(answer(reason=Reason.MALFORMED, vector=None, round=0, order_hash=""))
     monkeypatch.undo()
@@ -187,3 +202,97 @@ def test_a_refusal_carries_no_vector() -> None:
     refusal = wire.answer_record(answer(reason=Reason.FAILED, vector=None))
     got = wire.answer_from(refusal, to=ORDER, length=2)
     assert got.reason is Reason.FAILED and got.vector is None
+
+
+KEY, OTHER = Identity(bytes(range(32))), Identity(bytes(32))
+SERVERS, SITES = KEY.public, {"site-1": KEY.public}
+
+
+def test_an_order_that_the_server_signed_is_taken() -> None:
+    wire.demand_order_by(SERVERS, wire.order_record(ORDER, KEY))
+    asked = replace(ORDER, session=b"ask-masked", heads=("a head",))
+    wire.demand_order_by(SERVERS, wire.order_record(asked, KEY))
+
+
+def changed_weights(record: RecordDict) -> RecordDict:
+    """Other weights, and the header that would name them."""
+    weights = np.ones(3, np.float32)
+    return header(wire.order_record(replace(ORDER, weights=weights), KEY), weights_hash=wire.digest_of(weights))
+
+
+UNSIGNED: dict[str, Callable[[RecordDict], RecordDict]] = {
+    "no signature": lambda r: without(r, "signature"),
+    "a signature of another kind": lambda r: RecordDict({**r, "signature": ConfigRecord({"ed25519": "00" * 64})}),
+    "a short signature": lambda r: RecordDict({**r, "signature": ConfigRecord({"ed25519": bytes(63)})}),
+    "another record in its place": lambda r: RecordDict({**r, "signature": r["header"]}),
+    "more beside it": lambda r: RecordDict(
+        {**r, "signature": ConfigRecord({"ed25519": r["signature"]["ed25519"], "more": b""})}
+    ),
+    "a bit of it": lambda r: RecordDict(
+        {
+            **r,
+            "signature": ConfigRecord(
+                {"ed25519": bytes([r["signature"]["ed25519"][0] ^ 1]) + r["signature"]["ed25519"][1:]}
+            ),
+        }
+    ),
+    "white space in the header": lambda r: raw(r, r["header"]["json"] + b" "),
+    "a protocol message added": lambda r: RecordDict({**r, "session": ConfigRecord({"message": b"x"})}),
+}
+
+
+@pytest.mark.parametrize("fault", [*UNSIGNED, "other weights"])
+def test_an_order_that_the_server_did_not_sign_as_it_is_is_refused(fault: str) -> None:
+    harm = UNSIGNED.get(fault, changed_weights)
+    with pytest.raises(MessageError):
+        wire.demand_order_by(SERVERS, harm(wire.order_record(ORDER, KEY)))
+
+
+def test_an_order_by_another_key_and_an_answer_in_the_place_of_an_order_are_refused() -> None:
+    for record in (wire.order_record(ORDER, OTHER), wire.answer_record(answer(), KEY)):
+        with pytest.raises(MessageError, match="signature"):
+            wire.demand_order_by(SERVERS, record)
+
+
+def test_an_answer_that_its_site_signed_is_taken() -> None:
+    words = np.arange(2, dtype=np.uint64)
+    masked = answer(vector=None, words=words, session=b"header")
+    asked = replace(ORDER, session=b"ask-masked")
+    for said, to in ((answer(), ORDER), (replace(masked, order_hash=asked.sha256), asked)):
+        got = wire.answer_from(wire.answer_record(said, KEY), to=to, length=2, identities=SITES)
+        assert got.site == "site-1" and got.reason is Reason.OK
+
+
+UNSIGNED_ANSWER: dict[str, Callable[[RecordDict], RecordDict]] = {
+    **{name: harm for name, harm in UNSIGNED.items() if name != "a protocol message added"},
+    "another number": lambda r: array(r, data=np.array([1.0, 2.5], np.float32).tobytes()),
+    "another reason, without the vector": lambda r: without(header(r, reason="failed"), "vector"),
+    "another place in its log": lambda r: header(r, audit="000000001-" + "a" * 64),
+    "other heads": lambda r: header(r, heads=["x"]),
+    "in another site's name": lambda r: header(r, site="site-2"),
+}
+
+
+@pytest.mark.parametrize("fault", UNSIGNED_ANSWER)
+def test_an_answer_that_its_site_did_not_sign_as_it_is_is_refused(fault: str) -> None:
+    both = {"site-1": KEY.public, "site-2": OTHER.public}
+    record = UNSIGNED_ANSWER[fault](wire.answer_record(answer(), KEY))
+    with pytest.raises(MessageError):
+        wire.answer_from(record, to=ORDER, length=2, identities=both)
+
+
+def test_changed_words_and_a_changed_protocol_message_are_refused() -> None:
+    asked = replace(ORDER, session=b"ask-masked")
+    said = answer(vector=None, words=np.arange(2, dtype=np.uint64), session=b"header", order_hash=asked.sha256)
+    others = (replace(said, words=np.ones(2, np.uint64)), replace(said, session=b"Header"))
+    for other in others:
+        record = wire.answer_record(other)
+        record["signature"] = wire.answer_record(said, KEY)["signature"]
+        with pytest.raises(MessageError, match="signature"):
+            wire.answer_from(record, to=asked, length=2, identities=SITES)
+
+
+def test_an_answer_by_nobody_of_the_roster_is_refused() -> None:
+    for identities in ({}, {"site-2": KEY.public}, {"site-1": OTHER.public}):
+        with pytest.raises(MessageError):
+            wire.answer_from(wire.answer_record(answer(), KEY), to=ORDER, length=2, identities=identities)

@@ -24,7 +24,7 @@ START = ["keys", "shares", "update", "open"]
 
 
 def begun(hospitals: Hospitals) -> Secure:
-    return Secure(hospitals, STUDY, hospitals.sealed, run=RUN)  # type: ignore[arg-type]
+    return Secure(hospitals, STUDY, hospitals.credentials, run=RUN)  # type: ignore[arg-type]
 
 
 def gather(run: Secure, hospitals: Hospitals, kind: Answering = "update", *, round: int = 1) -> Gathered:

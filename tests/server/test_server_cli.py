@@ -17,6 +17,8 @@ from typer.testing import CliRunner
 from client import enrolment as client_enrolment
 from client.supernode import open_connection
 from common import guarantee, processes
+from common.anchor import Head
+from common.crypto.identity import Identity
 from common.errors import FederationError, RunError
 from common.study import Study
 from server import gate, run_cli, run_record, status_cli, status_page
@@ -136,15 +138,18 @@ def test_a_run_is_submitted_and_another_refused_while_it_goes_on(folder: Path, t
 def test_the_status_is_lines_or_json(folder: Path) -> None:
     begun(folder)
     FakeControl.away = ("site-2",)
+    head = Head.sign(Identity(bytes(32)), site="site-2", sequence=12, hash="cd" * 32)
+    (folder / "heads.json").write_text(json.dumps([str(head)]), encoding="ascii")
     with socket.create_server(("127.0.0.1", open_folder(folder).port)):
         found = json.loads(run("status", "--folder", folder, "--json"))
         text = run("status", "--folder", folder)
     assert found["gate"]["open"] and found["superlink"]["serving"] and found["roster"]["version"] == 1
-    assert found["sites"]["site-0"] == {"online": True, "audit": f"4-{'ab' * 32}"}
-    assert found["sites"]["site-2"] == {"online": False, "audit": None}
+    assert found["sites"]["site-0"] == {"online": True, "audit": f"4-{'ab' * 32}", "ledger": None}
+    assert found["sites"]["site-2"] == {"online": False, "audit": None, "ledger": f"12-{'cd' * 32}"}
     assert (found["run"]["status"], found["run"]["round"], found["run"]["epsilon_charged"]) == ("running", 1, None)
     assert (found["run"]["bytes_up_last_round"], found["run"]["bytes_down_last_round"]) == (5_000_000, 7_000_000)
-    assert "site-2: offline" in text and "round 1 of 2 closed" in text and f"audit log at 4-{'ab' * 32}" in text
+    assert f"site-2: offline; privacy ledger at 12-{'cd' * 32}" in text
+    assert "round 1 of 2 closed" in text and f"audit log at 4-{'ab' * 32}" in text
 
 
 def test_what_does_not_work_has_an_exit_code(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,14 @@ def test_a_site_without_test_patients_is_not_judged_on_its_validation_patients(t
     study = tiny_study(study={"split": [0.5, 0.5, 0.0]})
     site = write_site(tmp_path / "site-0", images=20, seed=0)
     federation = Federation(
-        folders=(site,), unprotected=(site,), nominal={}, sealed=None, pooled=site, central=None, counts=(), unusable={}
+        folders=(site,),
+        unprotected=(site,),
+        nominal={},
+        credentials=None,
+        pooled=site,
+        central=None,
+        counts=(),
+        unusable={},
     )
     save_model(
         tmp_path,

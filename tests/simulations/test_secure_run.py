@@ -12,6 +12,7 @@ from small import private_study, tiny_study, write_npz
 from client import app as client_app
 from client import chain, ledger
 from client import secure as site_side
+from client.membership import identity_of
 from common import params, wire
 from common.lanes import Encoding
 from common.study import Study
@@ -207,6 +208,7 @@ def test_a_site_of_a_secure_study_answers_nothing_in_the_clear(tmp_path: Path) -
     from flwr.app import Message
 
     wire.speak_as_server(run_id=1)
-    answer = client_app.respond(site, Message(wire.order_record(order), 1, "train", ttl=60))
+    server = identity_of(asked.out / "sites" / "federation")
+    answer = client_app.respond(site, Message(wire.order_record(order, server), 1, "train", ttl=60))
     assert answer.reason is Reason.MALFORMED and answer.vector is None and answer.words is None
     assert "in the clear" in (site.folder / "errors.log").read_text(encoding="utf-8")
