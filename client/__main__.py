@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from client import (
+    apart,
     cohort,
     index_file,
     ledger_cli,
@@ -25,7 +26,9 @@ from client import (
     run_cli,
 )
 from client import index as indexes
+from client.apart import Cohorts
 from client.cache_shrink import shrink
+from client.drops import Drop
 from client.index import Counts
 from client.memory import remembered
 from client.readers import Fusion
@@ -88,6 +91,23 @@ def index(
             " uses them as annotations; drop counts them. Fedward's own results are never used.",
         ),
     ] = "drop",
+    other_cohorts: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--other-cohort",
+            help="Site folder of another cohort of this hospital, with a budget of its own: its patients are left out"
+            " here, and this one's there. Give it once, and again for each; it is kept in both folders' site.toml.",
+            metavar="SITE",
+        ),
+    ] = None,
+    give_up_shared: Annotated[
+        bool,
+        typer.Option(
+            "--give-up-shared",
+            help="Patients who are in OUT's index and in another cohort already leave both, for good; without this"
+            " nothing is indexed while there are any.",
+        ),
+    ] = False,
     anew: Annotated[
         bool, typer.Option("--anew", help="Read every file again, also those that seem unchanged since the last time.")
     ] = False,
@@ -120,6 +140,11 @@ def index(
                 boxes-READER.json, several DICOM objects
 
     \b
+    A second site folder for the same archive, with a budget of its own for
+    those who are in no other: --other-cohort FIRST. OUT/patients lists, as
+    keyed hashes, whoever was indexed once: back it up with OUT/keys.
+
+    \b
     No image is copied or changed. Patient identifiers are kept as keyed hashes,
     and encrypted in OUT/headers.sealed, so that a second run reads changed
     files alone: keep OUT/keys as safe as the images. Every file is accounted
@@ -127,12 +152,13 @@ def index(
     """
     started = time.monotonic()
     _check(out, folder)
-    with index_file.alone(out):
+    with apart.locked(out, other_cohorts or ()) as group:
         site = _prepare(out)
         if burned_in == "keep" and site.policy.drop_burned_in:
             raise DataError(
                 f"--burned-in keep: {out / 'site.toml'} says drop_burned_in = true in [policy]; change it there"
             )
+        cohorts = apart.gather(site, group, gives_up_shared=give_up_shared)
         memory = remembered(out, patient_key=site.patient_key)
         if anew:
             memory.forget()
@@ -146,6 +172,7 @@ def index(
             keeps_automatic=automatic == "keep",
             fusion=fusion,
             memory=memory,
+            cohorts=cohorts,
             quiet=quiet,
         )
         # A cache outside the site's own folder may serve other sites too.
@@ -156,6 +183,8 @@ def index(
         print(json.dumps({"schema": 1, **_plain(counts), "read": memory.read, "seconds": seconds}))
     elif not quiet:
         _print(counts, out)
+        for text in _said(counts, cohorts):
+            print(text)
         print(f"read: {memory.read} files; the others had not changed since the last time")
         if taken_out:
             print(f"cache: {taken_out} preprocessed images that are no longer in the index were deleted")
@@ -246,6 +275,20 @@ def _print(counts: Counts, out: Path) -> None:
     console.print(
         f"Each file and its reason: table 'dropped' in {out / index_file.NAME}", soft_wrap=True, highlight=False
     )
+
+
+def _said(counts: Counts, cohorts: Cohorts) -> list[str]:
+    """What the operator reads of this site's cohort and of the hospital's others."""
+    found, away = [], counts.dropped.get(Drop.OTHER_COHORT, 0)
+    if away:
+        found.append(
+            f"other cohort: {away} files are of patients whom the ledger of another cohort counts; not used here"
+        )
+    if cohorts.others:
+        found.append(f"patients of these are kept out: {', '.join(str(other.site.folder) for other in cohorts.others)}")
+    if cohorts.taken_up:
+        found.append(f"list of known patients: {cohorts.taken_up} of the earlier index were taken up into it")
+    return found
 
 
 if __name__ == "__main__":

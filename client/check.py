@@ -20,13 +20,15 @@ from client import (
     halves,
     heads,
     index,
+    known,
     ledger,
     membership,
     quality,
+    siblings,
     sources,
     surroundings,
 )
-from client.drops import Unusable
+from client.drops import Drop, Unusable
 from client.finding import Finding, Level, Look, finding, gathered
 from client.records import Row
 from client.site import Site, open_site
@@ -63,6 +65,7 @@ def run(folder: Path, *, now: float, outside: Outside | None = None) -> list[Fin
         "disk": lambda: _disk(site),
         "gpu": _gpu,
         "ledger": lambda: _ledger(site),
+        "cohorts": lambda: _cohorts(site),
         "audit": lambda: _audit(site),
         "studies": lambda: _studies(site),
         "connection": lambda: _connection(site),
@@ -114,13 +117,14 @@ def _policy(site: Site) -> Iterator[Finding]:
 
 def _data(site: Site) -> Iterator[Finding]:
     counts = index.counts(site.folder)
-    lost = sum(counts.dropped.values())
+    away = counts.dropped.get(Drop.OTHER_COHORT, 0)
+    lost, files = sum(counts.dropped.values()) - away, counts.files - away
     reasons = ", ".join(f"{number} {reason}" for reason, number in counts.dropped.items())
-    text = f"{counts.images} images of {counts.patients} patients; {lost} of {counts.files} files not usable"
+    text = f"{counts.images} images of {counts.patients} patients; {lost} of {files} files not usable"
     if not counts.images:
         yield finding(Level.FAIL, "data", f"no usable image ({reasons or 'nothing was found'}): `client index --help`")
         return
-    level = Level.WARN if 2 * lost > counts.files else Level.PASS
+    level = Level.WARN if 2 * lost > files else Level.PASS
     yield finding(level, "data", f"{text}{f' ({reasons})' if lost else ''}")
     declared = site.nominal_patients
     if declared is None:
@@ -211,6 +215,23 @@ def _ledger(site: Site) -> Iterator[Finding]:
     if site.anchor is None:
         others = "by nobody" if key is None else "by the server and the other sites alone"
         yield finding(Level.WARN, "ledger", f"paths.anchor is not set: an old copy of all files could be told {others}")
+
+
+def _cohorts(site: Site) -> Iterator[Finding]:
+    """Whether the list of patients is whole, said where it isn't, and how this site stands to other cohorts."""
+    found = known.indexed(site.folder)
+    if known.exists(site.folder) or (found is not None and found.listed is not None):
+        known.read(site.folder, patient_key=site.patient_key)
+    others = siblings.demand_apart(site)
+    for other in others:
+        own = siblings.opened(site.folder, other)
+        try:
+            known.read(other, patient_key=own.patient_key)
+        except FederationError as error:
+            raise siblings.unreadable(site.folder, other, error) from None
+    if others:
+        names = ", ".join(map(str, others))
+        yield finding(Level.PASS, "cohorts", f"no patient of this index is in another cohort ({names})")
 
 
 def _audit(site: Site) -> Iterator[Finding]:

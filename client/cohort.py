@@ -6,7 +6,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from client import chain, ledger
+from client import chain, index_file, known, ledger, siblings
 from client.ledger_records import LedgerError
 from client.site import declare, open_site
 from common.budget import Filter
@@ -22,8 +22,10 @@ def found(
 
     `epsilon`, `delta`: limits of all studies together; delta is 1 / (10 x nominal_patients) unless given. `shares` of
     patients by pool: no study can move them.
+    Guarantees: the list of known patients (client/known.py) is there before the ledger is, so that a ledger without one
+    has lost it.
     Raises: AccountingError, LedgerError for numbers that promise nothing; ChainError, LedgerError where the site has a
-    cohort.
+    cohort; DataError where its index was not compared with the hospital's other cohorts.
     """
     own = open_site(site)
     if exists(site):
@@ -32,16 +34,20 @@ def found(
         raise LedgerError(f"{site / 'site.toml'}: nominal_patients = {own.nominal_patients} already: give the same")
     most = 1 / (10 * max(nominal_patients, 1)) if delta is None else delta
     limits = Filter.of(epsilon=epsilon, delta=most)
-    cohort = ledger.create(
-        site / ledger.FOLDER,
-        patient_key=own.patient_key,
-        pools=shares,
-        order=limits.order,
-        limit=limits.limit,
-        epsilon=epsilon,
-        delta=most,
-        nominal_patients=nominal_patients,
-    )
+    with index_file.alone(site):
+        if not own.simulated:
+            siblings.demand_apart(own)
+            known.ensured(site, patient_key=own.patient_key, has_ledger=False)
+        cohort = ledger.create(
+            site / ledger.FOLDER,
+            patient_key=own.patient_key,
+            pools=shares,
+            order=limits.order,
+            limit=limits.limit,
+            epsilon=epsilon,
+            delta=most,
+            nominal_patients=nominal_patients,
+        )
     chain.write_privately(site / "keys" / "cohort", f"{cohort}\n".encode())
     if own.nominal_patients is None:
         declare(site, nominal_patients)
@@ -65,9 +71,16 @@ def shares_of(site: Path, *, patient_key: bytes) -> dict[str, float] | None:
 
 
 def demand_key(site: Path) -> None:
-    """Raises DataError where a new patient key would part the site's patients from their ledger."""
-    if exists(site) and not (site / "keys" / "patient.key").exists():
+    """Raises DataError where a new patient key would part the site's patients from their ledger or their list."""
+    if (site / "keys" / "patient.key").exists():
+        return
+    if exists(site):
         raise DataError(
             f"{site}: has a privacy ledger and no keys/patient.key: restore the key from your backup; with a new one"
             " nobody could tell what was spent on whom"
+        )
+    if known.exists(site):
+        raise DataError(
+            f"{site}: has a list of known patients and no keys/patient.key: restore the key from your backup; with a"
+            " new one nobody could tell who is on the list"
         )

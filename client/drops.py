@@ -21,6 +21,7 @@ class Drop(StrEnum):
     NO_ANNOTATION = "no_annotation"
     BAD_ANNOTATION = "bad_annotation"  # of another size than the image, contradictory, unreadable
     BURNED_IN = "burned_in"  # flagged for text in the pixels, at a site that drops those
+    OTHER_COHORT = "other_cohort"  # its patient is in another cohort of this hospital
     DUPLICATE = "duplicate"  # same content or same SOPInstanceUID as another file of the same patient
 
 

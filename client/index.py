@@ -5,8 +5,6 @@ has anyway, and what the annotations say.
 """
 
 import contextlib
-import hashlib
-import hmac
 import json
 import os
 import sqlite3
@@ -21,9 +19,11 @@ from typing import Literal
 from client import headers, sources
 from client.agreement import Agreement
 from client.annotations import Finding, Remark
+from client.apart import Cohorts
 from client.drops import Drop, Dropped
 from client.headers import Format, Progress
 from client.index_file import NAME, fill, opened, sync, why
+from client.known import hashed
 from client.memory import Memory
 from client.readers import Fusion
 from client.records import SCHEMA, TABLES, Row, from_record
@@ -59,6 +59,7 @@ def build(
     keeps_automatic: bool = False,
     fusion: Fusion = "majority",
     memory: Memory | None = None,
+    cohorts: Cohorts | None = None,
     jobs: int | None = None,
     quiet: bool = True,
 ) -> Counts:
@@ -67,8 +68,9 @@ def build(
     `image_is_patient`: an image without patient identifier is a patient of its own, else it is dropped.
     `drop_burned_in`: so is one whose header says that text is burned into its pixels. `keeps_automatic`: DICOM objects
     that a program made alone are annotations too. `fusion` makes one annotation of several readers'. `memory` spares
-    reading files that haven't changed since it was made.
-    Guarantees: with a memory the index is the same as without one.
+    reading files that haven't changed since it was made. `cohorts`: the list of this site's patients and those of its
+    hospital's other cohorts, whose patients are dropped; None keeps no list, for folders that a simulation makes.
+    Guarantees: with a memory the index is the same as without one. Who is in the index is in the list before it.
     Raises DataError when nothing lies there, or the index can't be written.
     """
     try:
@@ -92,7 +94,8 @@ def build(
     counted: list[Dropped | Remark | Agreement] = []
 
     def inputs() -> str | None:
-        said = json.dumps({**options, "version": [SCHEMA, sources.VERSION]}, sort_keys=True)
+        others = {} if cohorts is None else {"cohorts": cohorts.fingerprint()}
+        said = json.dumps({**options, **others, "version": [SCHEMA, sources.VERSION]}, sort_keys=True)
         return None if look is None else look.fingerprint(key=patient_key, options=said)
 
     def rows(progress: Progress) -> Iterator[Row]:
@@ -107,6 +110,7 @@ def build(
             jobs=jobs,
             progress=progress,
             look=look,
+            elsewhere=None if cohorts is None else cohorts.elsewhere,
         ):
             if isinstance(item, Found):
                 if item.agreement is not None:
@@ -122,8 +126,11 @@ def build(
                 look.compare(progress)
             if memory.knows() and (made_of := inputs()) and made_of == _made_of(folder):
                 finished = True
+                if cohorts is not None:
+                    cohorts.record()
                 return counts(folder)
-            write(folder, rows(progress), counted, made_of=inputs)
+            enter = None if cohorts is None else cohorts.enter
+            write(folder, rows(progress), counted, made_of=inputs, enter=enter)
             finished = True
     finally:
         memory.save(whole=finished)
@@ -136,9 +143,11 @@ def write(
     others: Iterable[Dropped | Remark | Agreement],
     *,
     made_of: Callable[[], str | None] = lambda: None,
+    enter: Callable[[set[str]], Mapping[str, str]] | None = None,
 ) -> None:
     """The index of a site folder, in place of an earlier one. `others` is read after `rows`, and `made_of` asked: a
-    digest of all that the index was made of, where it's known.
+    digest of all that the index was made of, where it's known. `enter` lists the patients, by hash, while the earlier
+    index is still there, and says what to keep of that.
 
     Guarantees: atomic; after any error or kill the earlier index is still there. Readable by its owner alone.
     Raises DataError when two rows have one id, lie under different roots, or the disk is full or not writable.
@@ -157,6 +166,9 @@ def write(
             fill(database, rows, others)
             if (digest := made_of()) is not None:
                 database.execute("INSERT INTO meta VALUES ('made_of', ?)", (digest,))
+            if enter is not None:
+                patients = {patient for (patient,) in database.execute("SELECT DISTINCT patient FROM image")}
+                database.executemany("INSERT INTO meta VALUES (?, ?)", enter(patients).items())
             database.execute("COMMIT")
         sync(temporary)
         os.replace(temporary, folder / NAME)
@@ -278,9 +290,9 @@ def _made_of(folder: Path) -> str | None:
 def _row(found: Found, key: bytes) -> Row:
     place = (found.source.array, str(found.source.item))
     return Row(
-        image=_hash(key, "image", found.patient, found.digest, *place),
-        patient=_hash(key, "patient", found.patient),
-        study=None if found.study_uid is None else _hash(key, "study", found.study_uid),
+        image=hashed(key, "image", found.patient, found.digest, *place),
+        patient=hashed(key, "patient", found.patient),
+        study=None if found.study_uid is None else hashed(key, "study", found.study_uid),
         source=found.source,
         height=found.height,
         width=found.width,
@@ -292,10 +304,3 @@ def _row(found: Found, key: bytes) -> Row:
         columns=found.columns,
         pose=found.pose,
     )
-
-
-def _hash(key: bytes, purpose: str, *parts: str) -> str:
-    """128 bits of HMAC-SHA256, hex; each part with its length in front, so that none can run into the next."""
-    encoded = [part.encode("utf-8", "surrogateescape") for part in (purpose, *parts)]
-    message = b"".join(len(part).to_bytes(4, "big") + part for part in encoded)
-    return hmac.digest(key, message, hashlib.sha256).hex()[:32]

@@ -60,8 +60,11 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def opened(folder: Path) -> Iterator[sqlite3.Connection]:
-    """The index of a site folder, to read or to change. Raises DataError for a missing, damaged or foreign one."""
+def opened(folder: Path, *, version: int | None = SCHEMA) -> Iterator[sqlite3.Connection]:
+    """The index of a site folder, to read or to change; of any version where that is None.
+
+    Raises DataError for a missing, damaged or foreign one.
+    """
     path = folder / NAME
     if not path.is_file():
         raise DataError(f"{folder}: has no {NAME}; make one with `python -m client index`")
@@ -71,10 +74,10 @@ def opened(folder: Path) -> Iterator[sqlite3.Connection]:
             sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None)
         ) as database:
             database.row_factory = sqlite3.Row
-            (version,) = database.execute("PRAGMA user_version").fetchone()
-            if version != SCHEMA:
+            (found,) = database.execute("PRAGMA user_version").fetchone()
+            if version not in (None, found):
                 raise DataError(
-                    f"{path}: an index of version {version}, not {SCHEMA}; make it anew with `python -m client index`"
+                    f"{path}: an index of version {found}, not {version}; make it anew with `python -m client index`"
                 )
             yield database
     except (OSError, sqlite3.Error, ValueError, zlib.error) as error:

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from client import chain, cohort, heads, ledger_copy, membership
+from client import chain, cohort, heads, known, ledger_copy, membership
 from client.chain_lines import Contents, anchor_from
 from client.ledger import FOLDER, NAME, state_of
 from client.ledger_records import UNIT, LedgerError
@@ -66,8 +66,9 @@ def create(
 ) -> None:
     """Make the ledger of the site's patients: their privacy budget, and the pools that no study can move.
 
-    Both are for good. One archive has one site folder and one ledger: a second one for the same patients would promise
-    them what the first has spent, and nothing here could notice.
+    Both are for good. A second site folder for the same archive is given a budget for other patients where the folders
+    name each other (`client index --other-cohort`). Where they don't, its ledger would promise the same patients what
+    the first has spent, and nothing here could notice.
     """
     shares = dict(zip(cohort.POOLS, split, strict=True))
     made = cohort.found(site, epsilon=epsilon, delta=delta, nominal_patients=nominal_patients, shares=shares)
@@ -103,16 +104,20 @@ def verify(site: SiteArgument, anchor: AnchorOption = None, as_json: JsonOption 
 
 @app.command()
 def backup(site: SiteArgument, file: NewFile, as_json: JsonOption = False) -> None:
-    """Write a copy; it goes with the key in SITE/keys, which is not in it. The client may be running."""
+    """Write a copy, with the list of known patients; it goes with the key in SITE/keys, which is not in it. The client
+    may be running.
+    """
     last = str(ledger_copy.backup(site / FOLDER, file, patient_key=open_site(site).patient_key))
-    _say(as_json, f"{file}: ends with {last}", file=str(file), anchor=last)
+    _say(as_json, f"{file}: {_bare(site)}ends with {last}", file=str(file), anchor=last)
 
 
 @app.command()
 def move(site: SiteArgument, file: NewFile, as_json: JsonOption = False) -> None:
-    """Close this ledger for good and write the copy to restore on another machine. Stop the client first."""
+    """Close this ledger for good and write the copy to restore on another machine, with the list of known patients.
+    Stop the client first.
+    """
     last = str(ledger_copy.move(site / FOLDER, file, patient_key=open_site(site).patient_key))
-    _say(as_json, f"{file}: ends with {last}", file=str(file), anchor=last)
+    _say(as_json, f"{file}: {_bare(site)}ends with {last}", file=str(file), anchor=last)
 
 
 @app.command()
@@ -122,7 +127,8 @@ def restore(
     anchor: AnchorOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Go on from a copy, in a site folder that holds the patient key and no ledger.
+    """Go on from a copy, in a site folder that holds the patient key and no ledger. The list of known patients comes
+    with it, or must be there as new.
 
     A backup needs --anchor: the newest that the audit log, your note or the coordinator (`server status`) remembers;
     where the site has heard of its own ledger in its federation, that is asked for too.
@@ -133,6 +139,10 @@ def restore(
     newest = max((one for one in (given, heard) if one), key=lambda one: one.sequence, default=None)
     last = str(ledger_copy.restore(site / FOLDER, file, patient_key=own.patient_key, anchor=newest))
     _say(as_json, f"goes on at {last}", anchor=last)
+
+
+def _bare(site: Path) -> str:
+    return "" if known.exists(site) else "has no list of known patients, which `client index` makes; "
 
 
 def _say(as_json: bool, text: str, **values: object) -> None:

@@ -1,4 +1,4 @@
-"""The `[policy]` table of site.toml as text: what is set, every key with its meaning, or one changed."""
+"""The tables of site.toml as text: what `[policy]` sets, every key with its meaning, or one changed."""
 
 import json
 import re
@@ -8,7 +8,6 @@ from typing import Any
 from client.policy import Policy
 
 _TABLE = re.compile(r"\s*\[")  # what begins a table, and ends the one before
-_POLICY = re.compile(r"\s*\[\s*policy\s*\]\s*(#.*)?")
 
 
 def to_toml(policy: Policy) -> str:
@@ -33,23 +32,38 @@ def changed(text: str, name: str, value: Any) -> str:
     stands there stays as it is, comments too. What was written in a way that is not seen here (`policy = {…}`) stays as
     well: whoever calls this reads the result.
     """
-    lines = text.removesuffix("\n").split("\n")
-    begin = next((number for number, line in enumerate(lines) if _POLICY.fullmatch(line)), None)
-    if begin is None:
-        lines += ["", "[policy]"]
-        begin = len(lines) - 1
-    end = next((n for n in range(begin + 1, len(lines)) if _TABLE.match(lines[n])), len(lines))
-    first, last, comment = _place(lines, begin + 1, end, name)
-    new = [] if value is None else [f"{name} = {json.dumps(value)}{comment}"]
-    if value is None and f"# {Policy.model_fields[name].description}" in lines[begin:first]:
+    if value is not None:
+        return with_value(text, "policy", name, value)
+    lines, begin, end = _table(text, "policy")
+    first, last, _ = _place(lines, begin + 1, end, name)
+    new = []
+    if f"# {Policy.model_fields[name].description}" in lines[begin:first]:
         new = [_unset(name)]
     lines[first:last] = new
+    return "\n".join(lines) + "\n"
+
+
+def with_value(text: str, table: str, name: str, value: Any) -> str:
+    """The text of a site.toml with this key of a table set, as `changed` does it."""
+    lines, begin, end = _table(text, table)
+    first, last, comment = _place(lines, begin + 1, end, name)
+    lines[first:last] = [f"{name} = {json.dumps(value, ensure_ascii=False)}{comment}"]
     return "\n".join(lines) + "\n"
 
 
 def written(policy: Policy, name: str) -> str:
     """A value as a person reads and types it."""
     return _value(policy, name) or "not set: no limit"
+
+
+def _table(text: str, table: str) -> tuple[list[str], int, int]:
+    """The text's lines, which of them begins the table (one is added where none does), and where it ends."""
+    lines = text.removesuffix("\n").split("\n")
+    begin = next((n for n, line in enumerate(lines) if re.fullmatch(rf"\s*\[\s*{table}\s*\]\s*(#.*)?", line)), None)
+    if begin is None:
+        lines += ["", f"[{table}]"]
+        begin = len(lines) - 1
+    return lines, begin, next((n for n in range(begin + 1, len(lines)) if _TABLE.match(lines[n])), len(lines))
 
 
 def _place(lines: list[str], begin: int, end: int, name: str) -> tuple[int, int, str]:
@@ -61,7 +75,7 @@ def _place(lines: list[str], begin: int, end: int, name: str) -> tuple[int, int,
             last = next((n for n in range(first + 1, end) if _reads("\n".join(lines[first:n]))), end)
             return first, last, _comment(lines[last - 1])
     for first in range(begin, end):
-        if lines[first].rstrip() == _unset(name):
+        if name in Policy.model_fields and lines[first].rstrip() == _unset(name):
             return first, first + 1, ""
     while end > begin and not lines[end - 1].strip():
         end -= 1

@@ -30,6 +30,7 @@ _TO_MEND = frozenset(
     {Drop.UNREADABLE, Drop.UNSUPPORTED, Drop.NO_PATIENT_ID, Drop.NO_ANNOTATION, Drop.BAD_ANNOTATION, Drop.CHANGED}
     | {Drop.EMPTY_FILE, Drop.TOO_LARGE}
 )
+ASIDE = (Drop.ANNOTATION_FILE, Drop.OTHER_COHORT)  # files that are not there to be used here
 _MARKED = {"label": "", "mask": " (outline)", "box": " (box)"}  # added to a class's name where a site has several
 
 
@@ -78,7 +79,7 @@ class Quality:
 
     @property
     def share(self) -> float | None:
-        """Of the files that aren't there for annotations, those that are used; None where there is none."""
+        """Of the files that aren't ASIDE, those that are used; None where there is none."""
         return share_of(self.counts)
 
 
@@ -168,8 +169,8 @@ def see(site: Site, quality: Quality, *, jobs: int | None = None, quiet: bool = 
 
 
 def share_of(counts: Counts) -> float | None:
-    """Of the files that aren't there for annotations, the share that is used."""
-    total = counts.files - counts.dropped.get(Drop.ANNOTATION_FILE, 0)
+    """Of the files that aren't ASIDE, the share that is used."""
+    total = counts.files - sum(counts.dropped.get(reason, 0) for reason in ASIDE)
     return counts.used / total if total else None
 
 

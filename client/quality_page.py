@@ -3,7 +3,7 @@
 from client import quality_sections as sections
 from client.annotations import Finding
 from client.drops import Drop, Dropped
-from client.quality import Quality, Seen, attention
+from client.quality import ASIDE, Quality, Seen, attention
 from client.site import Site
 from common import page
 from common.page import Block, Fold, Note, Numbers, Section, Table, Text
@@ -22,6 +22,7 @@ WHY: dict[Drop, tuple[str, str]] = {
     Drop.NO_ANNOTATION: ("no label, mask or box for it", "add it to labels.csv, if it shall be used"),
     Drop.BAD_ANNOTATION: ("its annotation contradicts itself or doesn't fit the image", "see the file's line below"),
     Drop.DUPLICATE: ("the same content or SOPInstanceUID as another file of the patient", ""),
+    Drop.OTHER_COHORT: ("its patient is in another cohort of this hospital, whose ledger counts for him", ""),
     Drop.BURNED_IN: ("flagged for text in the pixels, and this site drops those", ""),
 }
 _FOUND: dict[Finding, str] = {
@@ -64,15 +65,16 @@ def render(site: Site, quality: Quality, seen: Seen | None) -> str:
 
 def _answer(quality: Quality, seen: Seen | None) -> Section:
     counts = quality.counts
-    lost = sum(number for reason, number in counts.dropped.items() if reason != Drop.ANNOTATION_FILE)
-    aside = counts.dropped.get(Drop.ANNOTATION_FILE, 0)
+    lost = sum(number for reason, number in counts.dropped.items() if reason not in ASIDE)
+    aside, away = (counts.dropped.get(reason, 0) for reason in ASIDE)
     fewest, median, most = quality.images_per_patient
     share = quality.share
     tiles = (
         (
             "Files used",
             page.DASH if share is None else sections.percent(share),
-            f"{page.number(counts.used)} of {page.number(counts.used + lost)} that aren't annotations",
+            f"{page.number(counts.used)} of {page.number(counts.used + lost)} that aren't annotations"
+            + " or of another cohort" * bool(away),
         ),
         ("Not used", page.number(lost), "files, each with its reason"),
         ("Images", page.number(counts.images), "a file of several frames has several"),
@@ -97,6 +99,8 @@ def _answer(quality: Quality, seen: Seen | None) -> Section:
         text = page.listed(f"{page.counted(number, 'image')} ({reason})" for reason, number in single)
         blocks.append(Text(paragraphs=(f"Besides, single images of files with several are not used: {text}.",)))
     lead = f"{page.counted(counts.files, 'file')} found; {page.number(aside)} of them hold annotations and no image. "
+    if away:
+        lead += f"{page.number(away)} belong to patients of another cohort of this hospital. "
     return Section(
         title="Is all my data used?",
         lead=lead + ("Every other file is used." if not lost else "The rest is used, or listed with a reason."),
@@ -132,7 +136,7 @@ def _part(one: Dropped) -> str:
 
 
 def _files(quality: Quality) -> Section:
-    lost = [one for one in quality.dropped if one.reason != Drop.ANNOTATION_FILE]
+    lost = [one for one in quality.dropped if one.reason not in ASIDE]
     rows = tuple((one.path + _part(one), one.reason.replace("_", " "), one.detail) for one in lost[: sections.LISTED])
     blocks: list[Block] = []
     if rows:

@@ -7,7 +7,7 @@ import os
 import re
 import stat
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,6 +36,7 @@ class _Paths(_Table):
 
     cache: str = Field("cache", description="give a path, relative to the site's or absolute")
     anchor: str | None = Field(None, description="give a path, relative to the site's or absolute")
+    other_cohorts: tuple[str, ...] = Field((), description="a list of site folders, relative to this one or absolute")
 
 
 class _Settings(_Table):
@@ -63,6 +64,7 @@ class Site:
     patient_key: bytes  # 32 bytes; turns patient identifiers into hashes and decides the split; never leaves the site
     nominal_patients: int | None = None  # declared from what may be known anyway, one significant digit; public
     anchor: Path | None = None  # where, on another disk, the ledger's newest head is kept
+    other_cohorts: tuple[Path, ...] = ()  # site folders of the same hospital, whose patients are not this one's
     simulated: bool = False  # made up by a simulation
     policy: Policy = field(default_factory=Policy)  # the hospital's own limits
 
@@ -117,9 +119,24 @@ def open_site(folder: Path) -> Site:
         patient_key=key,
         nominal_patients=settings.nominal_patients,
         anchor=(folder / anchor).resolve() if anchor else None,
+        other_cohorts=_resolved(folder, settings),
         simulated=settings.simulated,
         policy=settings.policy,
     )
+
+
+def named_cohorts(folder: Path) -> tuple[Path, ...]:
+    """The other cohorts that a site folder names itself; none where it is not there yet. Raises DataError."""
+    try:
+        return _resolved(folder, _settings(folder / "site.toml", (folder / "site.toml").read_bytes()))
+    except FileNotFoundError:
+        return ()
+    except OSError as error:
+        raise _no_site(folder, folder / "site.toml", error) from error
+
+
+def _resolved(folder: Path, settings: _Settings) -> tuple[Path, ...]:
+    return tuple((folder / other).resolve() for other in settings.paths.other_cohorts)
 
 
 def _settings(file: Path, content: bytes) -> _Settings:
@@ -204,6 +221,29 @@ def limit(folder: Path, changes: Mapping[str, Any]) -> Policy:
         raise DataError(f"{path}: [policy] is written in a way that no command can change: do it there")
     _replace(path, text)
     return after.policy
+
+
+def name_cohorts(folder: Path, others: Sequence[Path]) -> None:
+    """Have a site.toml name these other cohorts, besides those that it names; written only where one is new.
+
+    Raises DataError where that can't be done, and says what to write.
+    """
+    path = folder / "site.toml"
+    try:
+        text = path.read_text(encoding="utf-8")
+        before = _settings(path, text.encode())
+        new = [str(other) for other in others if other.resolve() not in _resolved(folder, before)]
+        if not new:
+            return
+        wanted = (*before.paths.other_cohorts, *new)
+        text = policy_text.with_value(text, "paths", "other_cohorts", list(wanted))
+        paths = before.paths.model_copy(update={"other_cohorts": wanted})
+        if _settings(path, text.encode()) != before.model_copy(update={"paths": paths}):
+            raise DataError("[paths] is written in a way that no command can change")
+        _replace(path, text)
+    except (OSError, ValueError, DataError) as error:
+        listed = ", ".join(map(str, others))
+        raise DataError(f"{path}: other_cohorts in [paths] must name {listed}; write it there ({error})") from error
 
 
 def _replace(path: Path, text: str) -> None:

@@ -1,7 +1,9 @@
 """What lies in a folder: every file once, as images with their annotation or as dropped with a reason."""
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -80,11 +82,12 @@ def scan(
     jobs: int | None = None,
     progress: Progress | None = None,
     look: Look | None = None,
+    elsewhere: Callable[[str], bool] | None = None,
 ) -> Iterator[Found | Dropped | Remark]:
     """Everything under `path`, in the order of its paths. `fusion` makes one annotation of several readers'; with None
     a folder's annotations are not looked at. `drop_burned_in`: images are dropped whose header says that text
     is burned into the pixels. `keeps_automatic`: DICOM objects that a program made alone are annotations too. `look` is
-    one that was made of the same path and format.
+    one that was made of the same path and format. `elsewhere` says whether a patient, in clear, is another cohort's.
 
     Guarantees: each file is the source of at least one Found, or is Dropped once as a whole; of a used file each frame
     is Found or Dropped once. An image that one patient has twice is found once.
@@ -93,13 +96,21 @@ def scan(
     if form not in get_args(Format):
         raise DataError(f"format {form!r}: use auto, {', '.join(get_args(Format))}")
     if form == "medmnist":
-        yield from _arrays(path, progress)
+        yield from _arrays(path, progress, elsewhere)
     elif not path.is_dir():
         raise DataError(f"{path}: not a folder; format {form} is a folder of files")
     else:
         own = look or looks.look(path, form, jobs=jobs)
         yield from _folder(
-            own, form, image_is_patient, require_annotation, drop_burned_in, keeps_automatic, fusion, progress
+            own,
+            form,
+            image_is_patient,
+            require_annotation,
+            drop_burned_in,
+            keeps_automatic,
+            fusion,
+            progress,
+            elsewhere,
         )
 
 
@@ -139,7 +150,9 @@ def images(
         yield from [problem] * (len(places) - done)
 
 
-def _arrays(path: Path, progress: Progress | None) -> Iterator[Found]:
+def _arrays(
+    path: Path, progress: Progress | None, elsewhere: Callable[[str], bool] | None
+) -> Iterator[Found | Dropped]:
     if not path.is_file():
         raise DataError(f"{path}: no such file; format medmnist is one .npz file")
     try:
@@ -149,9 +162,13 @@ def _arrays(path: Path, progress: Progress | None) -> Iterator[Found]:
         raise DataError(f"{path}: can't be read ({error.strerror})") from None
     for done, part in enumerate(arrays.parts(path)):
         for item, label in enumerate(part.labels):
+            patient = f"{part.official}-{item}"
+            if elsewhere is not None and elsewhere(patient):
+                yield Dropped(path=path.name, reason=Drop.OTHER_COHORT, array=part.array, item=item)
+                continue
             yield Found(
                 source=Source(root=path.parent, path=path.name, kind="array", array=part.array, item=item),
-                patient=f"{part.official}-{item}",
+                patient=patient,
                 digest=digest,
                 height=part.height,
                 width=part.width,
@@ -171,6 +188,7 @@ def _folder(
     keeps_automatic: bool,
     fusion: Fusion | None,
     progress: Progress | None,
+    elsewhere: Callable[[str], bool] | None,
 ) -> Iterator[Found | Dropped | Remark]:
     root, files = look.root, look.files
     if not look.entries:
@@ -191,6 +209,11 @@ def _folder(
         patient = _patient(outcome, form, patients, image_is_patient)
         if patient is None:
             yield Dropped(path=outcome.path, reason=Drop.NO_PATIENT_ID, detail="no PatientID, not in patients.csv")
+            continue
+        if elsewhere is not None and elsewhere(patient):
+            with suppress(Unusable):  # or its labels would be said to fit no image
+                deque(_images(root, outcome, patient, annotations, require_annotation, fusion or "majority"), maxlen=0)
+            yield Dropped(path=outcome.path, reason=Drop.OTHER_COHORT, detail="its patient is another cohort's")
             continue
         names = [f"content {outcome.digest}"] + ([f"uid {outcome.tags.sop_uid}"] if outcome.tags.sop_uid else [])
         others = {seen[name] for name in names if name in seen}

@@ -20,7 +20,7 @@ MOST_UNEQUAL = 3.0  # how often the smallest site's patients may fit into the la
 NOT_COVERED = (
     "A person under two identifiers at one hospital: epsilon is twice as large for him, and delta times 1 + e^epsilon.",
     "A person treated in two hospitals: the epsilons of both add up.",
-    "The same images in a second site folder: its ledger knows nothing of this one, and both add up.",
+    "The same images in a second site folder, where the two don't name each other: both ledgers add up.",
     "How long a round takes at a site, which grows with the patients drawn.",
     "What a hospital's staff export or decide by hand after looking at the data.",
     "Pre-trained weights that were made from the same patients outside this account.",

@@ -185,8 +185,8 @@ FAULTS: dict[str, tuple[str, str, str]] = {
     ),
     "cut backup accepted": (
         "ledger_copy.py",
-        "if data != _copy(contents) or not last:",
-        "if not last:",
+        "if begun + line != _copy(contents):",
+        "if False:",
     ),
 }
 PLANTED = {name: (f"client/{file}", old, new, TESTS.get(file, LEDGER)) for name, (file, old, new) in FAULTS.items()}
