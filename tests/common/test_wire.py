@@ -296,3 +296,11 @@ def test_an_answer_by_nobody_of_the_roster_is_refused() -> None:
     for identities in ({}, {"site-2": KEY.public}, {"site-1": OTHER.public}):
         with pytest.raises(MessageError):
             wire.answer_from(wire.answer_record(answer(), KEY), to=ORDER, length=2, identities=identities)
+
+
+def test_an_answer_is_signed_by_the_very_site_that_it_names() -> None:
+    both = {"site-1": KEY.public, "site-2": OTHER.public}
+    own = wire.answer_record(answer(site="site-2"), OTHER)
+    assert wire.answer_from(own, to=ORDER, length=2, identities=both).site == "site-2"
+    with pytest.raises(MessageError, match="signature"):
+        wire.answer_from(wire.answer_record(answer(site="site-2"), KEY), to=ORDER, length=2, identities=both)
