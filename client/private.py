@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from functools import lru_cache
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -35,6 +34,7 @@ from common.event import Event
 from common.layout import LARGEST, layout_of
 from common.models import build_model, groups_of
 from common.noise import fresh_key
+from common.randomness import seeded
 from common.study import Study
 from common.tasks import task_of
 from common.tasks.batch import Batch
@@ -208,8 +208,7 @@ def check_separable(study: Study) -> None:
 
     Raises NotSeparable with the name of the culprit.
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(study.study.seed % 2**32)
+    with seeded(study.study.seed, "self-test"):
         model = build_model(study).to(train.device())
     privacy, what = guarantee.privacy_of(study), trained_of(model, study)
     most = privacy.images_per_patient * privacy.augmentations

@@ -30,6 +30,9 @@ def seeded(seed: int, purpose: str, *, site: str = "", round: int = 0) -> Iterat
     For what knows no generator argument: initialisation, dropout, torchvision's samplers. Not for two threads at once.
     """
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    start = derive(seed, purpose, site=site, round=round) % 2**63
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(derive(seed, purpose, site=site, round=round) % 2**63)
+        torch.default_generator.manual_seed(start)  # torch.manual_seed takes 1 ms where there is no device to seed
+        if devices:
+            torch.cuda.manual_seed_all(start)
         yield
