@@ -20,7 +20,7 @@ class Heads:
 
     Guarantees: what is told of a site only goes on; it is on disk before it is told. Of two heads with one number,
     which an honest site never signs, the first is kept. A site that left the roster is told of all the same: sites with
-    an older roster remember it.
+    an older roster remember it. One that came back under another identity begins anew.
     Raises RunError for a file that can't be used.
     """
 
@@ -28,9 +28,12 @@ class Heads:
         self._path, self._identities = path, identities
         try:
             texts = json.loads(path.read_text(encoding="ascii")) if path.exists() else []
-            self._newest = newest(map(Head.of, texts))
+            self._newest = newest(head for head in map(Head.of, texts) if self._may_stay(head))
         except (OSError, ValueError, TypeError, MessageError) as error:
             raise RunError(f"{path}: can't be read, or is damaged: remove it; the sites bring it again") from error
+
+    def _may_stay(self, head: Head) -> bool:
+        return head.site not in self._identities or head.said_by(self._identities[head.site])
 
     def told(self) -> tuple[str, ...]:
         """The statements, as orders carry them."""

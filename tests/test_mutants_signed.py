@@ -144,6 +144,18 @@ FAULTS: dict[str, Fault] = {
         "if True:",
         TOLD,
     ),
+    "the server keeps heads of keys that are gone": (
+        "server/heads.py",
+        "if self._may_stay(head))",
+        ")",
+        TOLD,
+    ),
+    "the server forgets who left": (
+        "server/heads.py",
+        "return head.site not in self._identities or head.said_by(self._identities[head.site])",
+        "return head.said_by(self._identities.get(head.site))",
+        TOLD,
+    ),
     "the server goes back": ("server/heads.py", "newest([*self._newest.values(), *heard])", "newest(heard)", TOLD),
     "the server takes the later of one number": (
         "server/heads.py",

@@ -48,6 +48,15 @@ def test_a_site_that_left_the_roster_is_told_of_all_the_same(tmp_path: Path) -> 
     assert later.told() == (head("site-0", 1), head("site-1", 5))
 
 
+def test_a_site_that_came_back_under_another_identity_begins_anew(tmp_path: Path) -> None:
+    Heads(tmp_path / "heads.json", PUBLIC).hear([head("site-1", 50), head("site-2", 7)])
+    anew = Identity(bytes([9]) * 32)
+    later = Heads(tmp_path / "heads.json", {**PUBLIC, "site-1": anew.public})
+    assert later.told() == (head("site-2", 7),)
+    later.hear([head("site-1", 3, key=anew)])
+    assert later.told() == (head("site-1", 3, key=anew), head("site-2", 7))
+
+
 @pytest.mark.parametrize("harm", [b"{", b"[1]", b'["x"]', b"\xff", b"null"])
 def test_a_damaged_file_is_refused_by_name(tmp_path: Path, harm: bytes) -> None:
     (tmp_path / "heads.json").write_bytes(harm)
