@@ -32,8 +32,8 @@ def take(site: Site, told: Iterable[str], identities: Mapping[str, bytes]) -> No
         if name not in shown or not shown[name].follows(old):
             raise LedgerError(
                 f"the order does not know that the ledger of {name} has come to record {old.sequence}, which that site"
-                " has signed: the server has forgotten it, and learns it with this answer, or hides it; or that site has"
-                " another identity, in a roster that this one has not joined"
+                " has signed: the server has forgotten it, and learns it with this answer, or it hides it; or that site"
+                " has another identity, in a roster that this one has not joined"
             )
     if shown != known:
         try:
