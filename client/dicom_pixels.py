@@ -2,7 +2,6 @@
 
 import importlib.util
 import math
-import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,9 @@ from pydicom.encaps import encapsulate, get_frame
 from pydicom.multival import MultiValue
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi
 from pydicom.pixels.utils import pixel_array
+from pydicom.uid import RLELossless
 
+from client.codestreams import bare, size
 from client.decoder import Decoder
 from client.dicom import COMPRESSED, FORMAT, KEPT, Tags, checked, opened, read_tags, refusing, text
 from client.drops import Drop, Unusable
@@ -33,6 +34,7 @@ _PIXELS = [
     "SegmentedBluePaletteColorLookupTableData", "ExtendedOffsetTable", "ExtendedOffsetTableLengths", "PixelData",
 ]
 # fmt: on
+_FORM = [name for name in FORMAT if name != "NumberOfFrames"]
 _EXTENDED = "1.2.840.10008.1.2.4.51"
 _apart = Decoder()
 
@@ -67,26 +69,39 @@ def frames(source: bytes | Path, *, window: Window, wanted: Iterable[int]) -> It
 
 
 def stored_frame(dataset: pydicom.FileDataset, frame: int, tags: Tags) -> NDArray[Any]:
-    """A frame (from 0, one of `tags`) as it is stored, [H, W] or [H, W, 3]. For use within `refusing`."""
+    """A frame (from 0, one of `tags`) as it is stored, [H, W] or [H, W, 3]. For use within `refusing`.
+
+    Guarantees: a decoder is given no compressed stream but one that declares the header's size itself.
+    """
     syntax = str(dataset.file_meta.TransferSyntaxUID)
     decoder = COMPRESSED.get(syntax, "")
-    if decoder:
-        stream = get_frame(dataset.PixelData, frame, number_of_frames=tags.frames)
-        if _codestream_size(stream) not in (None, (tags.height, tags.width)):
-            raise Unusable(Drop.UNREADABLE, "the compressed image has another size than the header says")
     if syntax == _EXTENDED and int(dataset.get("BitsStored") or 0) > 8:  # Pillow reads 8 bits of a pixel
         decoder = "libjpeg"
         if importlib.util.find_spec("libjpeg") is None:
             raise Unusable(Drop.UNSUPPORTED, "JPEG of 12 bits: pip install 'fedward[jpeg12]' adds a decoder, under GPL")
     stored: NDArray[Any]
-    if decoder in ("gdcm", "libjpeg"):
-        form = {name: dataset.get(name) for name in FORMAT if name != "NumberOfFrames"}
-        stored = _apart.decoded(syntax, form, stream)
+    if decoder:
+        stream, form = _stream(dataset, frame, tags), {name: dataset.get(name) for name in _FORM}
+        apart = decoder in ("gdcm", "libjpeg")
+        stored = _apart.decoded(syntax, form, stream) if apart else _decoded(syntax, form, stream, decoder)
     else:
-        stored = pixel_array(dataset, index=frame, decoding_plugin=decoder)
+        stored = pixel_array(dataset, index=frame)
     if stored.shape[:2] != (tags.height, tags.width):
         raise Unusable(Drop.UNREADABLE, "the decoded image has another size than the header says")
     return stored
+
+
+def _stream(dataset: pydicom.FileDataset, frame: int, tags: Tags) -> bytes:
+    """A compressed frame, of the size that the header says: whoever decodes it allocates what it declares."""
+    offsets = dataset.get("ExtendedOffsetTable"), dataset.get("ExtendedOffsetTableLengths")
+    extended = (offsets[0], offsets[1]) if all(offsets) else None
+    stream = bare(get_frame(dataset.PixelData, frame, number_of_frames=tags.frames, extended_offsets=extended))
+    declared = size(stream)
+    if declared is None and str(dataset.file_meta.TransferSyntaxUID) != RLELossless:  # which declares none
+        raise Unusable(Drop.UNREADABLE, "the compressed image doesn't begin as its kind does")
+    if declared not in (None, (tags.height, tags.width, int(dataset.SamplesPerPixel))):
+        raise Unusable(Drop.UNREADABLE, "the compressed image has another size than the header says")
+    return stream
 
 
 def _frame(dataset: pydicom.FileDataset, frame: int, tags: Tags, window: Window) -> NDArray[np.float32]:
@@ -157,27 +172,12 @@ def _number(dataset: pydicom.Dataset, name: str) -> float | None:
     return float(value) if value is not None and math.isfinite(float(value)) else None
 
 
-def _codestream_size(stream: bytes) -> tuple[int, int] | None:
-    """Height and width that a JPEG, JPEG-LS or JPEG 2000 stream declares itself; a decoder would allocate that much."""
-    if stream[:4] == b"\xff\x4f\xff\x51":
-        right, bottom, left, top = struct.unpack(">4I", stream[8:24])
-        return bottom - top, right - left
-    if stream[:2] != b"\xff\xd8":
-        return None
-    place = 2
-    while place + 9 <= len(stream):
-        if stream[place] != 0xFF:
-            return None
-        marker = stream[place + 1]
-        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            height, width = struct.unpack(">2H", stream[place + 5 : place + 9])
-            return height, width
-        place += 1 if marker == 0xFF else 2 + struct.unpack(">H", stream[place + 2 : place + 4])[0]
-    return None
-
-
 def decoded_apart(syntax: str, form: Mapping[str, Any], stream: bytes) -> NDArray[Any]:
     """One compressed frame as stored, from the elements that describe its pixels. For a process of its own."""
+    return _decoded(syntax, form, stream, "pylibjpeg" if syntax == _EXTENDED else "gdcm")
+
+
+def _decoded(syntax: str, form: Mapping[str, Any], stream: bytes, decoder: str) -> NDArray[Any]:
     dataset = pydicom.Dataset()
     for name, value in form.items():
         if value is not None:
@@ -185,4 +185,4 @@ def decoded_apart(syntax: str, form: Mapping[str, Any], stream: bytes) -> NDArra
     dataset.file_meta = pydicom.dataset.FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(syntax)
     dataset.PixelData = encapsulate([stream])
-    return pixel_array(dataset, index=0, decoding_plugin="pylibjpeg" if syntax == _EXTENDED else "gdcm")
+    return pixel_array(dataset, index=0, decoding_plugin=decoder)

@@ -9,9 +9,11 @@ import numpy as np
 from highdicom.sr.coding import CodedConcept
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
 from pydicom.sr.codedict import codes
 from pydicom.uid import (
+    UID,
     ComputedRadiographyImageStorage,
     CTImageStorage,
     ExplicitVRLittleEndian,
@@ -72,6 +74,22 @@ def saved(dataset: Dataset, path: Path) -> Path:
         warnings.simplefilter("ignore")
         dataset.save_as(path, enforce_file_format=True)
     return path
+
+
+def jp2(codestream: bytes, *, length: bytes | None = None) -> bytes:
+    """A JP2 file: signature, file type, and the codestream in a box whose length field may be given."""
+    first = b"\0\0\0\x0cjP  \r\n\x87\n" + b"\0\0\0\x14ftypjp2 \0\0\0\0jp2 "
+    own = (8 + len(codestream)).to_bytes(4, "big") if length is None else length
+    return first + own[:4] + b"jp2c" + own[4:] + codestream
+
+
+def encapsulated(dataset: FileDataset, streams: list[bytes], syntax: str) -> FileDataset:
+    """The file with these compressed frames for its pixels."""
+    dataset.file_meta.TransferSyntaxUID = UID(syntax)
+    dataset.PixelData = encapsulate(streams)
+    dataset["PixelData"].VR = "OB"
+    dataset["PixelData"].is_undefined_length = True
+    return dataset
 
 
 def described(number: int, label: str, kind: Any = codes.SCT.Neoplasm) -> hd.seg.SegmentDescription:

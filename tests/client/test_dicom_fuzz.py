@@ -1,15 +1,21 @@
 """Damaged copies of pydicom's own files: used or dropped with a reason, in bounded time and memory."""
 
+import io
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydicom
 import pytest
+from dicom_cases import encapsulated, jp2
+from pydicom.encaps import get_frame
+from pydicom.uid import JPEG2000, JPEG2000Lossless
+
+from client import dicom
 
 FILES = Path(pydicom.data.__file__).parent / "test_files"
 LARGEST = 3_000_000  # bytes: of larger files the same is tried less often elsewhere
@@ -74,11 +80,38 @@ def swollen(data: bytes, rng: np.random.Generator) -> bytes:
     return data
 
 
+def boxed(data: bytes, rng: np.random.Generator) -> bytes:
+    """Small numbers among the boxes of a JP2 file, where their lengths stand; bits of any other file."""
+    start = data.find(b"jP  ")
+    if start < 0:
+        return flipped(data, rng)
+    for _ in range(int(rng.integers(1, 4))):
+        place = start + 8 + int(rng.integers(0, 40))
+        data = data[:place] + int(rng.integers(0, 20)).to_bytes(4, "big") + data[place + 4 :]
+    return data
+
+
+def originals() -> Iterator[tuple[str, bytes]]:
+    """pydicom's files, and those of JPEG 2000 once more with their streams as JP2 files."""
+    for path in sorted(path for path in FILES.rglob("*") if path.is_file() and path.stat().st_size <= LARGEST):
+        yield path.name, path.read_bytes()
+        with dicom.quiet():
+            dataset = pydicom.dcmread(path, force=True)
+            syntax = str(dataset.file_meta.get("TransferSyntaxUID"))
+            if syntax in (JPEG2000, JPEG2000Lossless):
+                stream = get_frame(dataset.PixelData, 0, number_of_frames=1)
+                if stream.startswith(b"\xff\x4f"):
+                    buffer = io.BytesIO()
+                    encapsulated(dataset, [jp2(stream)], syntax).save_as(buffer)
+                    yield f"jp2-{path.name}", buffer.getvalue()
+
+
 DAMAGES: dict[str, tuple[Callable[[bytes, np.random.Generator], bytes], int]] = {
     "as it is": (lambda data, rng: data, 1),
     "bits": (flipped, 4),
     "cut off": (cut, 2),
     "overwritten": (overwritten, 3),
+    "boxes": (boxed, 4),
     "absurd sizes": (swollen, 1),
 }
 
@@ -88,12 +121,13 @@ DAMAGES: dict[str, tuple[Callable[[bytes, np.random.Generator], bytes], int]] = 
 def test_a_damaged_file_is_used_or_dropped_with_a_reason_in_bounded_time_and_memory(name: str, tmp_path: Path) -> None:
     damage, copies = DAMAGES[name]
     rng = np.random.default_rng(7)
-    paths = [path for path in sorted(FILES.rglob("*")) if path.is_file() and path.stat().st_size <= LARGEST]
-    assert len(paths) > 70
-    for path in paths:
+    files = list(originals())
+    assert len(files) > 75 and sum(name.startswith("jp2-") for name, _ in files) > 4
+    for file, data in files:
         for copy in range(copies):
-            (tmp_path / f"{path.name}-{copy}").write_bytes(damage(path.read_bytes(), rng))
-    done = subprocess.run([sys.executable, "-P", "-c", CHILD, str(tmp_path)], capture_output=True, check=False)
+            (tmp_path / f"{file}-{copy}").write_bytes(damage(data, rng))
+    child = [sys.executable, "-P", "-c", CHILD, str(tmp_path)]
+    done = subprocess.run(child, capture_output=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     found: dict[str, Any]
     found, memory = json.loads(done.stdout)
