@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from client import (
@@ -117,21 +117,25 @@ def _policy(site: Site) -> Iterator[Finding]:
 
 def _data(site: Site) -> Iterator[Finding]:
     counts = index.counts(site.folder)
-    away = counts.dropped.get(Drop.OTHER_COHORT, 0)
-    lost, files = sum(counts.dropped.values()) - away, counts.files - away
-    reasons = ", ".join(f"{number} {reason}" for reason, number in counts.dropped.items())
+    lost = sum(counts.lost.values())
+    files = counts.used + lost
     text = f"{counts.images} images of {counts.patients} patients; {lost} of {files} files not usable"
     if not counts.images:
-        yield finding(Level.FAIL, "data", f"no usable image ({reasons or 'nothing was found'}): `client index --help`")
+        reasons = _reasons(counts.dropped) or "nothing was found"
+        yield finding(Level.FAIL, "data", f"no usable image ({reasons}): `client index --help`")
         return
     level = Level.WARN if 2 * lost > files else Level.PASS
-    yield finding(level, "data", f"{text}{f' ({reasons})' if lost else ''}")
+    yield finding(level, "data", f"{text}{f' ({_reasons(counts.lost)})' if lost else ''}")
     declared = site.nominal_patients
     if declared is None:
         yield finding(Level.WARN, "data", "nominal_patients is not declared: studies with [privacy] need it")
     elif not declared / OFF <= counts.patients <= declared * OFF:
         text = f"nominal_patients = {declared}, the index has {counts.patients}: the guarantee holds, training suffers"
         yield finding(Level.WARN, "data", f"{text}; changing the number is a new roster")
+
+
+def _reasons(files: Mapping[Drop, int]) -> str:
+    return ", ".join(f"{number} {reason}" for reason, number in files.items())
 
 
 def _quality(site: Site) -> Iterator[Finding]:

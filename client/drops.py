@@ -25,6 +25,9 @@ class Drop(StrEnum):
     DUPLICATE = "duplicate"  # same content or same SOPInstanceUID as another file of the same patient
 
 
+ASIDE = (Drop.ANNOTATION_FILE, Drop.OTHER_COHORT)  # files that are not there to be used here: nothing is lost with them
+
+
 class Unusable(DataError):
     """One file or image that can't be used: the reason is counted, the message says what was wrong with it."""
 

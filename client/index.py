@@ -20,7 +20,7 @@ from client import headers, sources
 from client.agreement import Agreement
 from client.annotations import Finding, Remark
 from client.apart import Cohorts
-from client.drops import Drop, Dropped
+from client.drops import ASIDE, Drop, Dropped
 from client.headers import Format, Progress
 from client.index_file import NAME, fill, opened, sync, why
 from client.known import hashed
@@ -45,6 +45,11 @@ class Counts:
     @property
     def files(self) -> int:
         return self.used + sum(self.dropped.values())
+
+    @property
+    def lost(self) -> dict[Drop, int]:
+        """The files that are not used, but for those that are not there to be used (ASIDE)."""
+        return {reason: number for reason, number in self.dropped.items() if reason not in ASIDE}
 
 
 def build(

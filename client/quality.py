@@ -30,7 +30,6 @@ _TO_MEND = frozenset(
     {Drop.UNREADABLE, Drop.UNSUPPORTED, Drop.NO_PATIENT_ID, Drop.NO_ANNOTATION, Drop.BAD_ANNOTATION, Drop.CHANGED}
     | {Drop.EMPTY_FILE, Drop.TOO_LARGE}
 )
-ASIDE = (Drop.ANNOTATION_FILE, Drop.OTHER_COHORT)  # files that are not there to be used here
 _MARKED = {"label": "", "mask": " (outline)", "box": " (box)"}  # added to a class's name where a site has several
 
 
@@ -170,7 +169,7 @@ def see(site: Site, quality: Quality, *, jobs: int | None = None, quiet: bool = 
 
 def share_of(counts: Counts) -> float | None:
     """Of the files that aren't ASIDE, the share that is used."""
-    total = counts.files - sum(counts.dropped.get(reason, 0) for reason in ASIDE)
+    total = counts.used + sum(counts.lost.values())
     return counts.used / total if total else None
 
 

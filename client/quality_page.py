@@ -2,8 +2,8 @@
 
 from client import quality_sections as sections
 from client.annotations import Finding
-from client.drops import Drop, Dropped
-from client.quality import ASIDE, Quality, Seen, attention
+from client.drops import ASIDE, Drop, Dropped
+from client.quality import Quality, Seen, attention
 from client.site import Site
 from common import page
 from common.page import Block, Fold, Note, Numbers, Section, Table, Text
@@ -65,7 +65,7 @@ def render(site: Site, quality: Quality, seen: Seen | None) -> str:
 
 def _answer(quality: Quality, seen: Seen | None) -> Section:
     counts = quality.counts
-    lost = sum(number for reason, number in counts.dropped.items() if reason not in ASIDE)
+    lost = sum(counts.lost.values())
     aside, away = (counts.dropped.get(reason, 0) for reason in ASIDE)
     fewest, median, most = quality.images_per_patient
     share = quality.share

@@ -12,6 +12,7 @@ from control_cases import ask, order, settle
 from small import private_study, protect, write_site
 
 from client import check, index, membership
+from client.drops import Drop, Dropped
 from client.finding import Finding, Level, exit_code
 from client.site import open_site
 from client.surroundings import DAY, Outside
@@ -124,6 +125,20 @@ def test_an_index_that_nothing_can_read_is_said_once(folder: Path) -> None:
         database.execute("PRAGMA user_version = 1")
     found = [each for each in check.run(folder, now=NOW) if "an index of version 1" in each.text]
     assert [(each.level, each.about) for each in found] == [(Level.FAIL, "data")]
+
+
+def test_files_that_are_not_there_to_be_used_are_no_loss(folder: Path) -> None:
+    rows = index.read(folder)
+    aside = [Dropped(path=f"{k}.seg", reason=Drop.ANNOTATION_FILE) for k in range(73)]
+    away = [Dropped(path=f"{k}.dcm", reason=Drop.OTHER_COHORT) for k in range(9)]
+    index.write(folder, rows, [*aside, *away])
+    found = check.run(folder, now=NOW)
+    assert levels(found, "data") == ["PASS"]
+    assert texts(found, "data") == "24 images of 24 patients; 0 of 1 files not usable"  # one .npz holds all images
+    index.write(folder, rows, [*aside, *(Dropped(path=f"{k}", reason=Drop.UNREADABLE) for k in range(2))])
+    found = check.run(folder, now=NOW)
+    assert levels(found, "data") == ["WARN"]
+    assert texts(found, "data").endswith("2 of 3 files not usable (2 unreadable)")
 
 
 def test_a_folder_that_is_no_site_fails(tmp_path: Path) -> None:
