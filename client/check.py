@@ -14,6 +14,7 @@ from pathlib import Path
 from client import (
     allowance,
     approval,
+    attention,
     audit,
     chain,
     cohort,
@@ -141,7 +142,7 @@ def _reasons(files: Mapping[Drop, int]) -> str:
 def _quality(site: Site) -> Iterator[Finding]:
     """A report and no verdict: what keeps a site away is said by the other lines."""
     try:
-        fine, text = quality.line(quality.gather(site))
+        fine, text = attention.line(quality.gather(site))
     except FederationError:
         return
     yield finding(Level.PASS if fine else Level.WARN, "quality", text)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from client import dicom, sources
 from client.chain import write_privately
-from client.drops import Drop, Unusable
+from client.drops import Dropped, Unusable
 from client.index import progress_bar
 from client.preprocess import LUMINANCE
 from client.sources import Source
@@ -40,8 +40,8 @@ class Look:
 
 def look(
     folder: Path, wanted: Sequence[tuple[str, Source]], *, jobs: int | None = None, quiet: bool = True
-) -> tuple[dict[str, Look], dict[str, Drop]]:
-    """Images by id, and those that can't be decoded with the reason. What was seen before is not decoded again.
+) -> tuple[dict[str, Look], dict[str, Dropped]]:
+    """Images by id, and those that can't be decoded: where they are, and why. What was seen before isn't decoded again.
 
     Raises DataError when the images' folder is not there at all.
     """
@@ -52,13 +52,13 @@ def look(
         if not root.is_dir():
             raise DataError(f"{root}: the images' folder is not there; mount it, or index the images' new place")
     files = [list(group) for _, group in groupby(missing, key=lambda w: (w[1].path, w[1].array))]
-    failed: dict[str, Drop] = {}
+    failed: dict[str, Dropped] = {}
 
-    def decoded(file: Sequence[tuple[str, Source]]) -> list[tuple[str, Look | Drop]]:
+    def decoded(file: Sequence[tuple[str, Source]]) -> list[tuple[str, Look | Dropped]]:
         images = sources.images([source for _, source in file], window="dicom")
         return [
-            (image, pixels.reason if isinstance(pixels, Unusable) else seen_in(pixels))
-            for (image, _), pixels in zip(file, images, strict=True)
+            (image, _dropped(source, pixels) if isinstance(pixels, Unusable) else seen_in(pixels))
+            for (image, source), pixels in zip(file, images, strict=True)
         ]
 
     with (
@@ -68,7 +68,7 @@ def look(
     ):
         for start in range(0, len(files), _WAVE):
             for image, found in (one for file in pool.map(decoded, files[start : start + _WAVE]) for one in file):
-                if isinstance(found, Drop):
+                if isinstance(found, Dropped):
                     failed[image] = found
                 else:
                     seen[image] = found
@@ -76,6 +76,10 @@ def look(
     if missing or len(known) != len(seen):
         _save(folder / NAME, seen)
     return seen, failed
+
+
+def _dropped(source: Source, error: Unusable) -> Dropped:
+    return Dropped(path=source.path, reason=error.reason, detail=str(error), array=source.array, item=source.item)
 
 
 def seen_in(pixels: NDArray[np.float32]) -> Look:

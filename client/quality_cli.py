@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from client import attention, quality_page
 from client import quality as qualities
-from client import quality_page
 from client.chain import write_privately
 from client.site import open_site
 from common.errors import DataError
@@ -35,7 +35,9 @@ def command(
     own = open_site(site)
     found = qualities.gather(own)
     seen = None if without_images or not found.cards else qualities.see(own, found, quiet=quiet)
-    points = qualities.attention(found, seen)
+    if seen is not None and seen.failed:
+        found = qualities.gather(own, failed=seen.failed)
+    points = attention.points(found, seen)
     path = out or site / NAME
     try:
         write_privately(path, quality_page.render(own, found, seen).encode())
@@ -61,7 +63,7 @@ def command(
         }
         print(json.dumps(values))
     elif not quiet:
-        print(qualities.line(found)[1].partition(";")[0])
+        print(attention.line(found)[1].partition(";")[0])
         for point in points:
             print(f"  look at: {point}")
         print(path)

@@ -2,8 +2,9 @@
 
 from client import quality_sections as sections
 from client.annotations import Finding
+from client.attention import points
 from client.drops import ASIDE, Drop, Dropped
-from client.quality import Quality, Seen, attention
+from client.quality import Quality, Seen
 from client.site import Site
 from common import page
 from common.page import Block, Fold, Note, Numbers, Section, Table, Text
@@ -39,7 +40,9 @@ _FOUND: dict[Finding, str] = {
 
 
 def render(site: Site, quality: Quality, seen: Seen | None) -> str:
-    """The whole page. Without `seen` nothing that needs the images themselves is on it."""
+    """The whole page. Without `seen` nothing that needs the images themselves is on it; with it `quality` was gathered
+    without the images that failed.
+    """
     shown = [
         _answer(quality, seen),
         _attention(quality, seen),
@@ -74,7 +77,8 @@ def _answer(quality: Quality, seen: Seen | None) -> Section:
             "Files used",
             page.DASH if share is None else sections.percent(share),
             f"{page.number(counts.used)} of {page.number(counts.used + lost)} that aren't annotations"
-            + " or of another cohort" * bool(away),
+            + " or of another cohort" * bool(away)
+            + ", as far as their headers tell: no image was decoded" * (seen is None),
         ),
         ("Not used", page.number(lost), "files, each with its reason"),
         ("Images", page.number(counts.images), "a file of several frames has several"),
@@ -116,8 +120,8 @@ def _private(seen: Seen) -> str:
 
 
 def _attention(quality: Quality, seen: Seen | None) -> Section:
-    points = attention(quality, seen)
-    blocks: list[Block] = [Text(paragraphs=tuple(points), listed=True) if points else Note(text="Nothing was found.")]
+    found = points(quality, seen)
+    blocks: list[Block] = [Text(paragraphs=tuple(found), listed=True) if found else Note(text="Nothing was found.")]
     if seen is None:
         text = "The images themselves were not looked at: nothing is said on brightness, near-duplicates or damage."
         blocks.append(Note(text=text))

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from small import tiny_study, write_site
 
-from client import index, looks, quality, quality_page, similar
+from client import attention, index, looks, quality, quality_page, similar
 from client.__main__ import main
 from client.agreement import Agreement
 from client.annotations import Finding, Remark
@@ -154,20 +154,49 @@ def test_an_image_is_decoded_once(site: Site, monkeypatch: pytest.MonkeyPatch) -
     assert quality.see(site, found).across == first.across
 
 
-def test_images_that_cannot_be_decoded_are_counted(site: Site) -> None:
+def test_images_that_cannot_be_decoded_are_named_and_count_as_not_used(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = quality.gather(site)
-    (next(iter(found.cards.values())).source.root / "i3.png").write_bytes(b"\x89PNG damaged")
+    (next(iter(found.cards.values())).source.root / "i3.png").write_bytes(b"\x89PNG damaged")  # since it was indexed
     seen = quality.see(site, found)
-    assert list(seen.failed.values()) == [Drop.UNREADABLE] and len(seen.looks) == 9
-    assert any("can't be decoded" in point for point in quality.attention(found, seen))
+    assert [(one.path, one.reason) for one in seen.failed.values()] == [("i3.png", Drop.UNREADABLE)]
+    assert len(seen.looks) == 9
+    assert any("can't be decoded" in point for point in attention.points(found, seen))
+    assert run("quality", site.folder, "--json", monkeypatch=monkeypatch) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["used"], said["images"], said["patients"], said["undecodable"]) == (9, 9, 5, 1)
+    assert said["dropped"] == {"annotation_file": 2, "unreadable": 2} and said["files"] == 13
+    assert said["share_used"] == pytest.approx(9 / 11)
+    assert said["classes"] == {"well": 9}  # the one sick image is the damaged one
+    page = (site.folder / "quality.html").read_text()
+    (line,) = re.findall(r"<tr>[^/]*i3\.png.*?</tr>", page)
+    assert "unreadable" in line and next(iter(seen.failed.values())).detail in line
+    assert "no image was decoded" not in page
+    assert "no image was decoded" in quality_page.render(site, quality.gather(site), None)
+
+
+def test_single_frames_that_cannot_be_decoded_leave_their_file_used(site: Site) -> None:
+    rows = index.read(site.folder)
+    frames = [replace(row, source=replace(row.source, path="many.dcm", item=k)) for k, row in enumerate(rows[:4])]
+    others = [replace(row, source=replace(row.source, path=f"{k}.dcm")) for k, row in enumerate(rows[4:])]
+    index.write(site.folder, [*frames, *others], [])
+    failed = {row.image: Dropped(path="many.dcm", reason=Drop.UNREADABLE, item=row.source.item) for row in frames[:3]}
+    counts = quality.gather(site, failed=failed).counts
+    assert (counts.used, counts.images, counts.dropped, counts.dropped_images) == (7, 7, {}, {Drop.UNREADABLE: 3})
+    failed[frames[3].image] = Dropped(path="many.dcm", reason=Drop.UNREADABLE, item=3)
+    found = quality.gather(site, failed=failed)
+    assert (found.counts.used, found.counts.images) == (6, 6)
+    assert (found.counts.dropped, found.counts.dropped_images) == ({Drop.UNREADABLE: 1}, {})
+    assert [(one.path, one.item) for one in found.dropped] == [("many.dcm", None)]
 
 
 def test_attention_names_what_a_person_should_look_at(site: Site) -> None:
     found = quality.gather(site)
-    points = "\n".join(quality.attention(found, quality.see(site, found)))
+    points = "\n".join(attention.points(found, quality.see(site, found)))
     for text in ("1 file not used", "different patients", "show nothing", "sick (1 patient)", "label without image"):
         assert text in points
-    fine, line = quality.line(found)
+    fine, line = attention.line(found)
     assert not fine and line.startswith("90.9% of the files used (10 images, 5 patients, 2 classes);")
 
 
@@ -176,14 +205,14 @@ def test_lost_files_and_readers_who_disagree_are_points(site: Site) -> None:
     others: list[Any] = [Dropped(path=f"{k}.dcm", reason=reason) for k, reason in enumerate(lost)]
     apart = {"dice": {"lesion": 0.1, "node": 0.9}, "iou": {"lesion": 0.0}, "labels": {"anna": "x", "ben": "y"}}
     index.write(site.folder, rows, [*others, Agreement(path="a", item=0, **apart)])  # type: ignore[arg-type]
-    points = quality.attention(quality.gather(site), None)
+    points = attention.points(quality.gather(site), None)
     assert points[0].startswith("Only 71.4% of the files are used")
     assert "3 files not used for this reason: empty file." in points
     assert "1 file not used for this reason: too large." in points
     wanted = "lesion (Dice 0.10, 1 image), lesion (IoU of boxes 0.00, 1 image) and labels of anna and ben (kappa 0.00)"
     assert f"Readers agree little on {wanted}: do they mean the same?" in points
     index.write(site.folder, rows, [Agreement(path="a", item=0, dice={"lesion": 0.5}, labels={"a": "x", "b": "x"})])
-    assert not [p for p in quality.attention(quality.gather(site), None) if "Readers" in p or "Only" in p]
+    assert not [p for p in attention.points(quality.gather(site), None) if "Readers" in p or "Only" in p]
 
 
 def test_labels_outlines_and_boxes_are_counted_apart(site: Site) -> None:
@@ -223,11 +252,11 @@ def test_burned_in_text_is_flagged_and_dropped_where_asked(tmp_path: Path, monke
     assert run(*line, monkeypatch=monkeypatch) == 0
     found = quality.gather(open_site(tmp_path / "site"))
     assert {group.name: group.images for group in found.burned_in} == {"yes": 1, quality.UNKNOWN: 1}
-    assert any("burned into" in point for point in quality.attention(found, None))
+    assert any("burned into" in point for point in attention.points(found, None))
     assert run(*line, "--burned-in", "drop", monkeypatch=monkeypatch) == 0
     found = quality.gather(open_site(tmp_path / "site"))
     assert found.counts.dropped[Drop.BURNED_IN] == 1 and len(found.cards) == 1
-    assert not any("burned into" in point for point in quality.attention(found, None))
+    assert not any("burned into" in point for point in attention.points(found, None))
 
 
 def test_the_policy_drops_burned_in_text_and_no_option_goes_below_it(
@@ -244,7 +273,7 @@ def test_the_policy_drops_burned_in_text_and_no_option_goes_below_it(
     assert run(*line, "--quiet", monkeypatch=monkeypatch) == 0
     assert settings.read_text().count("# drop_burned_in = false") == 1
     settings.write_text(settings.read_text().replace("# drop_burned_in = false", "drop_burned_in = true"))
-    points = quality.attention(quality.gather(open_site(tmp_path / "site")), None)
+    points = attention.points(quality.gather(open_site(tmp_path / "site")), None)
     assert any("policy drops those, so that none is used" in point for point in points)
     capsys.readouterr()
     assert run(*line, "--json", monkeypatch=monkeypatch) == 0
