@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from client import arrays, dicom_pixels
+from client import arrays, copies, dicom_pixels
 from client import headers as looks
 from client.agreement import Agreement
 from client.annotations import Finding, Remark, Split, Subject, picture, tables, voc
@@ -25,7 +25,7 @@ from client.readers import Fusion, fused, outvoted
 from common.annotation import Annotation
 from common.errors import DataError
 
-VERSION = 2  # of what is made of annotations: raise it when equal files give another index
+VERSION = 3  # of what is made of annotations: raise it when equal files give another index
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,8 @@ def scan(
     one that was made of the same path and format. `elsewhere` says whether a patient, in clear, is another cohort's.
 
     Guarantees: each file is the source of at least one Found, or is Dropped once as a whole; of a used file each frame
-    is Found or Dropped once. An image that one patient has twice is found once.
+    is Found or Dropped once. An image that one patient has twice is found once, in the first file that can be decoded
+    if there are several of its SOPInstanceUID.
     Raises DataError when `path` or a table that speaks for many images can't be read.
     """
     if form not in get_args(Format):
@@ -199,7 +200,14 @@ def _folder(
     patients = None if fusion is None else tables.read_patients(root)
     seen: dict[str, str] = {}
     aside = mask_files(files) if fusion is None else annotations.files
-    for outcome in look.images(aside, progress):
+
+    def whose(file: File) -> str | None:
+        patient = _patient(file, form, patients, image_is_patient)
+        burned = drop_burned_in and file.tags.burned_in
+        return None if burned or patient is None or (elsewhere is not None and elsewhere(patient)) else patient
+
+    spoiled = copies.spoiled(look.images(aside, progress), whose, lambda file: _faults(root, file), jobs=look.jobs)
+    for outcome in look.images(aside, None):
         if isinstance(outcome, Dropped):
             yield outcome
             continue
@@ -214,6 +222,10 @@ def _folder(
             with suppress(Unusable):  # or its labels would be said to fit no image
                 deque(_images(root, outcome, patient, annotations, require_annotation, fusion or "majority"), maxlen=0)
             yield Dropped(path=outcome.path, reason=Drop.OTHER_COHORT, detail="its patient is another cohort's")
+            continue
+        if (why := spoiled.get((patient, outcome.digest))) is not None:
+            detail = f"{why}; another file of its SOPInstanceUID is used"
+            yield Dropped(path=outcome.path, reason=why.reason, detail=detail)
             continue
         names = [f"content {outcome.digest}"] + ([f"uid {outcome.tags.sop_uid}"] if outcome.tags.sop_uid else [])
         others = {seen[name] for name in names if name in seen}
@@ -231,6 +243,12 @@ def _folder(
             continue
         seen.update(dict.fromkeys(names, patient))
     yield from annotations.remarks()
+
+
+def _faults(root: Path, file: File) -> list[Unusable]:
+    """What is wrong with the frames that can't be decoded."""
+    places = [Source(root=root, path=file.path, kind=file.kind, item=frame) for frame in range(file.tags.frames)]
+    return [one for one in images(places, window="dicom") if isinstance(one, Unusable)]
 
 
 def _patient(file: File, form: Format, patients: dict[str, str] | None, image_is_patient: bool) -> str | None:

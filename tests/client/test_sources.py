@@ -3,22 +3,26 @@
 import io
 import json
 import os
+import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
+from dicom_cases import encapsulated
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
+from pydicom.encaps import generate_frames
+from pydicom.uid import ExplicitVRLittleEndian, RLELossless, SecondaryCaptureImageStorage
 
 from client import sources
 from client.annotations import Finding, Remark
 from client.drops import Drop, Dropped, Unusable
-from client.sources import Found, detect, scan
+from client.sources import Found, Source, detect, scan
 from common.errors import DataError
 
 
@@ -58,6 +62,61 @@ def taken(path: Path, form: Any = None, **options: Any) -> tuple[list[Found], di
         assert not {item.source.path for item in found} & set(dropped)
         assert len(dropped) == sum(isinstance(item, Dropped) for item in items)
     return found, dropped, [item for item in items if isinstance(item, Remark)]
+
+
+def undecodable(path: Path, uid: str, patient: str, *, bad: int = 1, frames: int = 1, value: int = 0) -> None:
+    """A file of compressed frames, whole by its header, whose first frames no decoder can make anything of."""
+    dcm(path, uid, patient, frames=frames, value=value)
+    dataset = pydicom.dcmread(path)
+    dataset.compress(RLELossless, generate_instance_uid=False)
+    streams = list(generate_frames(dataset.PixelData, number_of_frames=frames))
+    streams[:bad] = [b"\xff" * len(stream) for stream in streams[:bad]]
+    encapsulated(dataset, streams, RLELossless).save_as(path)
+
+
+@pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
+def test_of_several_files_of_one_uid_the_first_that_can_be_decoded_is_found(
+    tmp_path: Path, order: tuple[str, str]
+) -> None:
+    undecodable(tmp_path / order[0] / "x.dcm", "1.2.3", "P")
+    shutil.copyfile(tmp_path / order[0] / "x.dcm", tmp_path / order[0] / "y.dcm")  # of the same content
+    dcm(tmp_path / order[1] / "x.dcm", "1.2.3", "P")
+    dcm(tmp_path / order[1] / "z.dcm", "1.2.3", "P", value=7)
+    found, dropped, _ = taken(tmp_path, "dicom", require_annotation=False)
+    assert [one.source.path for one in found] == [f"{order[1]}/x.dcm"]
+    assert isinstance(sources.pixels(found[0].source, window="dicom"), np.ndarray)
+    lost = Drop.UNREADABLE if order[0] == "a" else Drop.DUPLICATE
+    assert dropped == {f"{order[0]}/x.dcm": lost, f"{order[0]}/y.dcm": lost, f"{order[1]}/z.dcm": Drop.DUPLICATE}
+
+
+def test_of_damaged_files_of_one_uid_that_with_the_fewest_bad_frames_is_found(tmp_path: Path) -> None:
+    for name, bad in (("a", 3), ("b", 2), ("c", 2)):
+        undecodable(tmp_path / f"{name}.dcm", "1.2.3", "P", bad=bad, frames=4, value=bad)
+    undecodable(tmp_path / "d.dcm", "1.2.3", "Q", frames=2)  # another patient's file is no copy
+    found, dropped, remarks = taken(tmp_path, "dicom", require_annotation=False)
+    assert Counter(one.source.path for one in found) == {"b.dcm": 4, "d.dcm": 2}
+    assert dropped == {"a.dcm": Drop.UNREADABLE, "c.dcm": Drop.DUPLICATE}
+    assert [remark.finding for remark in remarks] == [Finding.SAME_IN_TWO_PATIENTS]
+
+
+def test_nothing_is_decoded_but_copies_that_differ_and_none_after_a_whole_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, uid, value in (("a", "1.2.3", 0), ("b", "1.2.3", 0), ("c", "1.2.4", 0), ("d", "1.2.5", 0)):
+        dcm(tmp_path / f"{name}.dcm", uid, "P", value=value)
+    decoded: list[str] = []
+    whole = sources.images
+
+    def counted(places: Sequence[Source], **options: Any) -> Iterator[Any]:
+        decoded.append(places[0].path)
+        return whole(places, **options)
+
+    monkeypatch.setattr(sources, "images", counted)
+    taken(tmp_path, "dicom", require_annotation=False)
+    assert decoded == []
+    dcm(tmp_path / "e.dcm", "1.2.5", "P", value=1)
+    taken(tmp_path, "dicom", require_annotation=False)
+    assert decoded == ["d.dcm"]
 
 
 @pytest.fixture
