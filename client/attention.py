@@ -43,6 +43,12 @@ def points(quality: Quality, seen: Seen | None) -> list[str]:
     same = counts.findings.get(Finding.SAME_IN_TWO_PATIENTS, 0)
     if same:
         found.append(f"{counted(same, 'file')} the same in two patients: which of the two is right?")
+    shared = counts.findings.get(Finding.SEVERAL_ISSUERS, 0)
+    if shared:
+        found.append(
+            f"{counted(shared, 'file')} with a PatientID that another authority gave too (IssuerOfPatientID): if these are"
+            " two persons, tell them apart in patients.csv."
+        )
     flagged = next((group.images for group in quality.burned_in if group.name == "yes"), 0)
     if flagged:
         what = f"{counted(flagged, 'image')} flagged by the scanner for text burned into the pixels"
@@ -55,7 +61,7 @@ def points(quality: Quality, seen: Seen | None) -> list[str]:
         found += _unbalanced([group for group in quality.classes if group.kind == kind], counts.patients)
     found += _apart(quality.agreement)
     for finding, number in counts.findings.items():
-        if finding != Finding.SAME_IN_TWO_PATIENTS:
+        if finding not in (Finding.SAME_IN_TWO_PATIENTS, Finding.SEVERAL_ISSUERS):
             found.append(f"{number} × {finding.replace('_', ' ')}: each is named on the page, file by file.")
     return found
 

@@ -42,6 +42,7 @@ class Tags:
     width: int
     frames: int = 1
     patient_id: str | None = None
+    issuer: str | None = None  # who gave that number
     study_uid: str | None = None
     sop_uid: str | None = None
     modality: str | None = None
@@ -60,7 +61,7 @@ class Tags:
 # fmt: off
 KEPT = [
     "SOPClassUID", "SOPInstanceUID", "Modality", "Manufacturer", "ManufacturerModelName", "PatientID",
-    "StudyInstanceUID", "Laterality", "ImageLaterality", "BurnedInAnnotation", "PixelSpacing", "ImagerPixelSpacing",
+    "IssuerOfPatientID", "StudyInstanceUID", "Laterality", "ImageLaterality", "BurnedInAnnotation", "PixelSpacing", "ImagerPixelSpacing",
     "PatientOrientation", "ImageOrientationPatient",
 ]
 FORMAT = [
@@ -225,6 +226,7 @@ def checked(dataset: pydicom.FileDataset, stored: int) -> Tags:
     )
     return Tags(
         patient_id=text(dataset, "PatientID"),
+        issuer=text(dataset, "IssuerOfPatientID"),
         study_uid=text(dataset, "StudyInstanceUID"),
         sop_uid=text(dataset, "SOPInstanceUID"),
         modality=text(dataset, "Modality"),

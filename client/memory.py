@@ -24,7 +24,7 @@ from common.crypto.sealed import seal, unseal
 from common.errors import FederationError
 
 NAME = "headers.sealed"
-VERSION = 2  # of what is made of a header: raise it when equal files give other values
+VERSION = 3  # of what is made of a header: raise it when equal files give other values
 YOUNG = 3_000_000_000  # nanoseconds; FAT, the coarsest file system, counts time in steps of two seconds
 EDGE = 4096  # bytes at a file's beginning and end
 _SALT = 16

@@ -35,6 +35,8 @@ _FOUND: dict[Finding, str] = {
     Finding.OVERLAPPING_CLASSES: "Two segments cover the same pixels; the later one counts.",
     Finding.NOT_COMPARABLE: "Beside mask pictures, whose classes are numbers, masks with names were left out.",
     Finding.OUTVOTED: "A reader drew a class that the others' votes left nothing of: kept without it.",
+    Finding.SEVERAL_ISSUERS: "One PatientID that two authorities gave (IssuerOfPatientID) is one patient here; if these"
+    " are two persons, say so in patients.csv (file,patient).",
     Finding.SAME_IN_TWO_PATIENTS: "The same image under two patients; both are used.",
 }
 

@@ -199,6 +199,7 @@ def _folder(
         annotations = open_annotations(root, form, files, keeps_automatic=keeps_automatic, jobs=look.jobs)
     patients = None if fusion is None else tables.read_patients(root)
     seen: dict[str, str] = {}
+    issuers: dict[str, tuple[str, str]] = {}  # by patient, with the first file that says so
     aside = mask_files(files) if fusion is None else annotations.files
 
     def whose(file: File) -> str | None:
@@ -242,6 +243,12 @@ def _folder(
             yield Dropped(path=outcome.path, reason=error.reason, detail=str(error))
             continue
         seen.update(dict.fromkeys(names, patient))
+        issuer = outcome.tags.issuer
+        if issuer is not None and outcome.path not in (patients or {}):
+            first = issuers.setdefault(patient, (issuer, outcome.path))
+            if first[0] != issuer:
+                place = f"{outcome.path} (another than {first[1]})"
+                yield Remark(finding=Finding.SEVERAL_ISSUERS, place=place)
     yield from annotations.remarks()
 
 

@@ -28,6 +28,7 @@ class Finding(StrEnum):
     NOT_COMPARABLE = "not_comparable"  # left out: masks with named classes beside masks with numbered ones
     OUTVOTED = "outvoted"  # kept: without a class that one of several readers saw in the image
     SAME_IN_TWO_PATIENTS = "same_in_two_patients"  # kept: which of the two is right is not for a program to say
+    SEVERAL_ISSUERS = "several_issuers"  # kept as one patient: split where it's one person, he would count as two
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -215,6 +215,12 @@ def test_lost_files_and_readers_who_disagree_are_points(site: Site) -> None:
     assert not [p for p in attention.points(quality.gather(site), None) if "Readers" in p or "Only" in p]
 
 
+def test_numbers_of_two_issuers_are_a_point(site: Site) -> None:
+    index.write(site.folder, index.read(site.folder), [Remark(finding=Finding.SEVERAL_ISSUERS, place="b (unlike a)")])
+    (point,) = [p for p in attention.points(quality.gather(site), None) if "IssuerOfPatientID" in p]
+    assert point.startswith("1 file with a PatientID") and "patients.csv" in point
+
+
 def test_labels_outlines_and_boxes_are_counted_apart(site: Site) -> None:
     rows = index.read(site.folder)
     mask = np.zeros((rows[0].height, rows[0].width), np.uint8)

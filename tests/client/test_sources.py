@@ -33,7 +33,9 @@ def png(path: Path, seed: int, size: tuple[int, int] = (6, 8), dtype: str = "uin
     return values
 
 
-def dcm(path: Path, uid: str, patient: str | None, *, frames: int = 1, value: int = 0) -> None:
+def dcm(
+    path: Path, uid: str, patient: str | None, *, frames: int = 1, value: int = 0, issuer: str | None = None
+) -> None:
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = SecondaryCaptureImageStorage, uid
@@ -41,6 +43,8 @@ def dcm(path: Path, uid: str, patient: str | None, *, frames: int = 1, value: in
     dataset.SOPClassUID, dataset.SOPInstanceUID, dataset.StudyInstanceUID = SecondaryCaptureImageStorage, uid, "1.2.9"
     if patient is not None:
         dataset.PatientID = patient
+    if issuer is not None:
+        dataset.IssuerOfPatientID = issuer
     dataset.Rows, dataset.Columns, dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 6, 8, 1, "MONOCHROME2"
     dataset.BitsAllocated = dataset.BitsStored = 8
     dataset.HighBit, dataset.PixelRepresentation, dataset.NumberOfFrames = 7, 0, frames
@@ -97,6 +101,18 @@ def test_of_damaged_files_of_one_uid_that_with_the_fewest_bad_frames_is_found(tm
     assert Counter(one.source.path for one in found) == {"b.dcm": 4, "d.dcm": 2}
     assert dropped == {"a.dcm": Drop.UNREADABLE, "c.dcm": Drop.DUPLICATE}
     assert [remark.finding for remark in remarks] == [Finding.SAME_IN_TWO_PATIENTS]
+
+
+def test_a_patient_id_of_two_issuers_is_one_patient_and_a_remark_until_patients_csv_parts_them(tmp_path: Path) -> None:
+    for name, patient, issuer in (("a", "7", None), ("b", "7", "NORTH"), ("c", "7", "SOUTH"), ("d", "7", "NORTH")):
+        dcm(tmp_path / f"{name}.dcm", f"1.2.{ord(name)}", patient, issuer=issuer)
+    dcm(tmp_path / "e.dcm", "1.2.9", "8", issuer="SOUTH")  # one issuer of another patient's number
+    found, _, remarks = taken(tmp_path, "dicom", require_annotation=False)
+    assert {one.patient for one in found} == {"7", "8"}
+    assert remarks == [Remark(finding=Finding.SEVERAL_ISSUERS, place="c.dcm (another than b.dcm)")]
+    (tmp_path / "patients.csv").write_text("file,patient\nc.dcm,7 south\n")
+    found, _, remarks = taken(tmp_path, "dicom", require_annotation=False)
+    assert {one.patient for one in found} == {"7", "7 south", "8"} and remarks == []
 
 
 def test_nothing_is_decoded_but_copies_that_differ_and_none_after_a_whole_one(
