@@ -1,11 +1,12 @@
 """What a person should look at before a site's images are trained on, in sentences."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from client.annotations import Finding
 from client.drops import Drop
-from client.quality import FEW, MARKED, RARE, Group, Quality, Seen
+from client.quality import CAPTURE, FEW, LOCALIZER, MARKED, RARE, Group, Quality, Seen
 from common.page import counted, listed
 
 USED = 0.9  # share of the files below which a person should see what became of the others
@@ -46,8 +47,8 @@ def points(quality: Quality, seen: Seen | None) -> list[str]:
     shared = counts.findings.get(Finding.SEVERAL_ISSUERS, 0)
     if shared:
         found.append(
-            f"{counted(shared, 'file')} with a PatientID that another authority gave too (IssuerOfPatientID): if these are"
-            " two persons, tell them apart in patients.csv."
+            f"{counted(shared, 'file')} with a PatientID that another authority gave too (IssuerOfPatientID): if these"
+            " are two persons, tell them apart in patients.csv."
         )
     flagged = next((group.images for group in quality.burned_in if group.name == "yes"), 0)
     if flagged:
@@ -57,6 +58,14 @@ def points(quality: Quality, seen: Seen | None) -> list[str]:
             if quality.drops_burned_in
             else f"{what}: names may stand in them. drop_burned_in in the [policy] of site.toml leaves them out."
         )
+    annotated = [card for card in quality.cards.values() if card.classes]
+    odd = Counter(card.oddity for card in annotated)
+    for what in (LOCALIZER, CAPTURE):
+        if odd[what] and (what == LOCALIZER or odd[what] < len(annotated)):  # some archives hold captures alone
+            found.append(
+                f"{what.capitalize()} by their headers: {odd[what]} of {counted(len(annotated), 'annotated image')}."
+                " Are they meant by their labels? An empty label for its path in labels.csv leaves an image out."
+            )
     for kind in MARKED:
         found += _unbalanced([group for group in quality.classes if group.kind == kind], counts.patients)
     found += _apart(quality.agreement)

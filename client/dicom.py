@@ -7,6 +7,7 @@ never a tag's value: a patient's name can stand in any of them.
 import io
 import logging
 import math
+import re
 import struct
 import warnings
 import zlib
@@ -46,6 +47,7 @@ class Tags:
     study_uid: str | None = None
     sop_uid: str | None = None
     modality: str | None = None
+    image_kind: str | None = None  # SOP class and ImageType: "CT Image: ORIGINAL, PRIMARY, AXIAL"
     scanner: str | None = None  # manufacturer and model
     laterality: str | None = None
     burned_in: bool | None = None  # text in the pixels, as the file says
@@ -61,8 +63,8 @@ class Tags:
 # fmt: off
 KEPT = [
     "SOPClassUID", "SOPInstanceUID", "Modality", "Manufacturer", "ManufacturerModelName", "PatientID",
-    "IssuerOfPatientID", "StudyInstanceUID", "Laterality", "ImageLaterality", "BurnedInAnnotation", "PixelSpacing", "ImagerPixelSpacing",
-    "PatientOrientation", "ImageOrientationPatient",
+    "IssuerOfPatientID", "StudyInstanceUID", "Laterality", "ImageLaterality", "BurnedInAnnotation", "PixelSpacing",
+    "ImagerPixelSpacing", "PatientOrientation", "ImageOrientationPatient", "ImageType",
 ]
 FORMAT = [
     "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns",
@@ -82,6 +84,7 @@ COMPRESSED = {f"1.2.840.10008.1.2.{end}": decoder for end, decoder in _DECODERS.
 _VRS = frozenset(vr.value.encode() for vr in VR)
 _NOT_IMAGES = {
     "1.2.840.10008.1.3.10": "DICOMDIR",
+    "1.2.840.10008.5.1.4.1.1.30": "parametric map",
     "1.2.840.10008.5.1.4.1.1.66.4": "segmentation object",
     "1.2.840.10008.5.1.4.1.1.481.2": "radiotherapy dose",
 }
@@ -125,7 +128,7 @@ def header(source: bytes | Path) -> Tags:
         # Tag, VR and length of the pixel element. Some files are encoded otherwise than they say; a length is even.
         start += 12 if element[4:] in (b"OB", b"OW", b"UN") else 8
         end = file.seek(0, io.SEEK_END)
-        kind = _NOT_IMAGES.get(text(dataset, "SOPClassUID") or text(dataset.file_meta, "MediaStorageSOPClassUID") or "")
+        kind = _NOT_IMAGES.get(_sop_class(dataset))
         if kind:
             raise Unusable(Drop.NOT_AN_IMAGE, f"a DICOM {kind}, not an image")
         if following in (b"\xe0\x7f\x08\x00", b"\xe0\x7f\x09\x00"):
@@ -230,6 +233,7 @@ def checked(dataset: pydicom.FileDataset, stored: int) -> Tags:
         study_uid=text(dataset, "StudyInstanceUID"),
         sop_uid=text(dataset, "SOPInstanceUID"),
         modality=text(dataset, "Modality"),
+        image_kind=_kind(dataset),
         scanner=" ".join(part for part in model if part) or None,
         laterality=text(dataset, "ImageLaterality") or text(dataset, "Laterality"),
         burned_in=None if burned is None else burned.upper() == "YES",
@@ -261,6 +265,20 @@ def text(dataset: pydicom.Dataset, name: str) -> str | None:
         value = value[0] if value else None
     text = "".join(c for c in str(value if value is not None else "") if c.isprintable()).strip()
     return text[:64] or None
+
+
+def _sop_class(dataset: pydicom.FileDataset) -> str:
+    return text(dataset, "SOPClassUID") or text(dataset.file_meta, "MediaStorageSOPClassUID") or ""
+
+
+def _kind(dataset: pydicom.FileDataset) -> str | None:
+    """As in Tags: the standard's name of the SOP class, and those of the first three values that are code strings."""
+    uid = pydicom.uid.UID(_sop_class(dataset))
+    name = uid.name.replace(" Storage", "") if uid.name != uid else "another SOP class" if uid else ""
+    values = dataset.get("ImageType") or []
+    codes = [str(v).strip() for v in (values if isinstance(values, MultiValue) else [values])[:3]]
+    said = ", ".join(code for code in codes if re.fullmatch("[A-Z0-9_ ]{1,16}", code))
+    return ": ".join(filter(None, (name, said))) or None
 
 
 def _spacing(dataset: pydicom.Dataset) -> tuple[float, float] | None:

@@ -308,4 +308,5 @@ def _row(found: Found, key: bytes) -> Row:
         annotation=found.annotation,
         columns=found.columns,
         pose=found.pose,
+        image_kind=found.image_kind,
     )

@@ -21,7 +21,7 @@ NAME = "index.sqlite"
 def fill(database: sqlite3.Connection, rows: Iterable[Row], others: Iterable[Dropped | Remark | Agreement]) -> None:
     """Put everything into the empty tables. Raises DataError for rows under several roots."""
     roots: set[Path] = set()
-    places = ", ".join("?" * 20)
+    places = ", ".join("?" * 21)
     for row in rows:
         roots.add(row.source.root)
         database.execute(f"INSERT INTO image VALUES ({places})", to_record(row))  # noqa: S608 - question marks only

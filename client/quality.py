@@ -22,6 +22,7 @@ SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}  # of patients, unless a
 RARE = 0.1  # share of patients below which a class is called rare
 FEW = 20  # patients of a class below which its figures say little
 UNKNOWN = "not stated"
+LOCALIZER, CAPTURE = "localizers", "secondary captures or screen saves"
 MARKED = {"label": "", "mask": " (outline)", "box": " (box)"}  # added to a class's name where a site has several
 
 
@@ -48,6 +49,15 @@ class Card:
     scanner: str
     pool: str
     classes: tuple[str, ...]
+    kind: str = ""  # SOP class and ImageType
+
+    @property
+    def oddity(self) -> str:
+        """What its header says it belongs to instead of an examination's image; "" where nothing."""
+        name, _, codes = self.kind.partition(": ")
+        if "LOCALIZER" in codes.split(", "):
+            return LOCALIZER
+        return CAPTURE if "Secondary Capture" in name or "SCREEN SAVE" in codes.split(", ") else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +68,7 @@ class Quality:
     cards: Mapping[str, Card]  # by image
     modalities: tuple[Group, ...]
     scanners: tuple[Group, ...]
+    kinds: tuple[Group, ...]  # of SOP class and ImageType
     classes: tuple[Group, ...]
     pools: tuple[Group, ...]
     burned_in: tuple[Group, ...]  # "yes", "no", UNKNOWN
@@ -92,7 +103,7 @@ def gather(site: Site, *, failed: Mapping[str, Dropped] = {}) -> Quality:
     Raises DataError where there is none that can be read.
     """
     cards: dict[str, Card] = {}
-    said = ("modality", "scanner", "class", "pool", "burned", "directions")
+    said = ("modality", "scanner", "kind", "class", "pool", "burned", "directions")
     named: dict[str, dict[str, list[str]]] = {kind: {} for kind in said}
     fixed = cohort.shares_of(site.folder, patient_key=site.patient_key)
     official: dict[str, set[str]] = {}
@@ -123,10 +134,12 @@ def gather(site: Site, *, failed: Mapping[str, Dropped] = {}) -> Quality:
             scanner=scanner,
             pool=pool,
             classes=classes,
+            kind=row.image_kind or UNKNOWN,
         )
         burned = UNKNOWN if row.burned_in is None else ("yes" if row.burned_in else "no")
         for kind, names in (
             *(("modality", (row.modality or UNKNOWN,)), ("scanner", (scanner,)), ("class", classes)),
+            ("kind", (row.image_kind or UNKNOWN,)),
             *(("pool", (pool,)), ("burned", (burned,)), ("directions", (row.pose.directions or UNKNOWN,))),
         ):
             for name in names:
@@ -141,6 +154,7 @@ def gather(site: Site, *, failed: Mapping[str, Dropped] = {}) -> Quality:
         cards=cards,
         modalities=found["modality"],
         scanners=found["scanner"],
+        kinds=found["kind"],
         classes=tuple(replace(group, kind=kinds[group.name]) for group in found["class"]),
         pools=found["pool"],
         burned_in=found["burned"],

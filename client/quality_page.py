@@ -4,7 +4,7 @@ from client import quality_sections as sections
 from client.annotations import Finding
 from client.attention import points
 from client.drops import ASIDE, Drop, Dropped
-from client.quality import Quality, Seen
+from client.quality import CAPTURE, LOCALIZER, Quality, Seen
 from client.site import Site
 from common import page
 from common.page import Block, Fold, Note, Numbers, Section, Table, Text
@@ -149,6 +149,16 @@ def _files(quality: Quality) -> Section:
         table = Table(caption="By path", columns=("File", "Reason", "What was wrong"), rows=rows, align="lll")
         summary = f"{page.counted(len(lost), 'file or image', 'files and images')} not used"
         blocks.append(Fold(summary=summary, blocks=(table, *sections.more(len(lost)))))
+    for what in (LOCALIZER, CAPTURE):
+        paths = sorted({card.source.path for card in quality.cards.values() if card.oddity == what})
+        if paths:
+            listed = Text(paragraphs=tuple(paths[: sections.LISTED]), listed=True)
+            blocks.append(
+                Fold(
+                    summary=f"{what.capitalize()}: {page.number(len(paths))}",
+                    blocks=(listed, *sections.more(len(paths))),
+                )
+            )
     for finding, text in _FOUND.items():
         places = [remark.place for remark in quality.remarks if remark.finding == finding]
         if places:

@@ -141,11 +141,16 @@ def machines(quality: Quality, seen: Seen | None) -> Section:
             columns=(what, "Images", "Patients"),
             rows=tuple((group.name, group.images, group.patients) for group in groups),
         )
-        for what, groups in (("Modality", quality.modalities), ("Scanner", quality.scanners))
+        for what, groups in (
+            *(("Modality", quality.modalities), ("Scanner", quality.scanners)),
+            ("SOP class and image type", quality.kinds),
+        )
     ]
     common = tuple((f"{w} × {h}", number) for (h, w), number in sizes.most_common(20))
     tables.append(Table(caption="Most common, width × height in pixels", columns=("Size", "Images"), rows=common))
-    for summary, table in zip(("By modality", "By scanner", "By size"), tables, strict=True):
+    for summary, table in zip(
+        ("By modality", "By scanner", "By SOP class and image type", "By size"), tables, strict=True
+    ):
         blocks.append(Fold(summary=summary, blocks=(table,)))
     burned = tuple((_burned(group.name), group.images, group.patients) for group in quality.burned_in)
     blocks.append(

@@ -16,14 +16,14 @@ from client.pose import STORED, Pose
 from client.sources import Source
 from common.annotation import Annotation, Box
 
-SCHEMA = 3
+SCHEMA = 4
 TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE image (image TEXT PRIMARY KEY, patient TEXT NOT NULL, study TEXT,
     path TEXT NOT NULL, kind TEXT NOT NULL, array TEXT NOT NULL, item INTEGER NOT NULL,
     height INTEGER NOT NULL, width INTEGER NOT NULL, modality TEXT, scanner TEXT, burned_in INTEGER, official TEXT,
     label TEXT, mask BLOB, mask_names TEXT, boxes TEXT, columns TEXT NOT NULL,
-    directions TEXT NOT NULL, ratio REAL NOT NULL);
+    directions TEXT NOT NULL, ratio REAL NOT NULL, image_kind TEXT);
 CREATE TABLE dropped (path TEXT NOT NULL, reason TEXT NOT NULL, detail TEXT NOT NULL,
     array TEXT NOT NULL, item INTEGER);
 CREATE TABLE remark (finding TEXT NOT NULL, place TEXT NOT NULL);
@@ -48,6 +48,7 @@ class Row:
     annotation: Annotation
     columns: Mapping[str, str]
     pose: Pose = STORED
+    image_kind: str | None = None  # SOP class and ImageType
 
 
 def to_record(row: Row) -> tuple[Any, ...]:
@@ -63,7 +64,7 @@ def to_record(row: Row) -> tuple[Any, ...]:
         None if known.mask is None else zlib.compress(np.ascontiguousarray(known.mask).tobytes(), 1),
         None if known.mask_names is None else json.dumps(known.mask_names),
         *(boxes, json.dumps(dict(row.columns))),
-        *(row.pose.directions, row.pose.ratio),
+        *(row.pose.directions, row.pose.ratio, row.image_kind),
     )
 
 
@@ -80,7 +81,7 @@ def from_record(root: Path, record: sqlite3.Row) -> Row:
         else tuple(Box(x1=x1, y1=y1, x2=x2, y2=y2, name=name) for x1, y1, x2, y2, name in json.loads(boxes)),
     )
     source = Source(root=root, path=record["path"], kind=record["kind"], array=record["array"], item=record["item"])
-    kept = ("image", "patient", "study", "height", "width", "modality", "scanner", "official")
+    kept = ("image", "patient", "study", "height", "width", "modality", "scanner", "official", "image_kind")
     burned_in = None if record["burned_in"] is None else bool(record["burned_in"])
     return Row(
         **{name: record[name] for name in kept},

@@ -50,6 +50,7 @@ class Found:
     width: int
     study_uid: str | None = None
     modality: str | None = None
+    image_kind: str | None = None  # as in Tags
     scanner: str | None = None
     burned_in: bool | None = None
     official: Split | None = None
@@ -310,6 +311,7 @@ def _images(
             width=tags.width,
             study_uid=tags.study_uid,
             modality=tags.modality,
+            image_kind=tags.image_kind,
             scanner=tags.scanner,
             burned_in=tags.burned_in,
             official=annotations.official(subject),

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import (
+    CTImageStorage,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -95,6 +96,24 @@ def test_missing_tags_are_none() -> None:
     tags = dicom.header(written(made(RAMP, **dict.fromkeys(gone))))
     assert (tags.patient_id, tags.modality, tags.scanner, tags.burned_in, tags.study_uid) == (None,) * 5
     assert dicom.header(written(made(RAMP, PatientID="  "))).patient_id is None
+
+
+@pytest.mark.parametrize(
+    ("sop_class", "image_type", "kind"),
+    [
+        (CTImageStorage, ["ORIGINAL", "PRIMARY", "LOCALIZER", "TOP"], "CT Image: ORIGINAL, PRIMARY, LOCALIZER"),
+        (CTImageStorage, ["DERIVED", "SECONDARY", "SCREEN SAVE"], "CT Image: DERIVED, SECONDARY, SCREEN SAVE"),
+        (CTImageStorage, "ORIGINAL", "CT Image: ORIGINAL"),
+        (SecondaryCaptureImageStorage, None, "Secondary Capture Image"),
+        ("1.2.826.0.1.3680043.8.498.5", ["ORIGINAL", "Doe^Jane", "X" * 17], "another SOP class: ORIGINAL"),
+    ],
+)
+def test_the_kind_is_the_sop_class_by_name_and_the_image_type_as_far_as_it_is_codes(
+    sop_class: str, image_type: object, kind: str
+) -> None:
+    tags = {} if image_type is None else {"ImageType": image_type}
+    with dicom.quiet():
+        assert dicom.header(written(made(RAMP, SOPClassUID=sop_class, **tags))).image_kind == kind
 
 
 def test_without_window_grey_values_go_from_smallest_to_largest() -> None:
@@ -242,6 +261,7 @@ BROKEN: dict[str, tuple[bytes, Drop]] = {
     "four samples": (written(made(RAMP, SamplesPerPixel=4)), Drop.UNSUPPORTED),
     "64 bits": (written(made(RAMP, BitsAllocated=64)), Drop.UNSUPPORTED),
     "broken slope": (written(made(RAMP, RescaleSlope="1e300", RescaleIntercept="-1e300")), Drop.UNREADABLE),
+    "parametric map": (written(made(RAMP, SOPClassUID="1.2.840.10008.5.1.4.1.1.30")), Drop.NOT_AN_IMAGE),
     "segmentation": (written(made(RAMP, SOPClassUID="1.2.840.10008.5.1.4.1.1.66.4")), Drop.NOT_AN_IMAGE),
 }
 

@@ -192,7 +192,7 @@ def test_an_index_of_another_version_is_an_error(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "index.sqlite") as database:
         database.execute("PRAGMA user_version = 9")
     database.close()
-    with pytest.raises(DataError, match="version 9, not 3"):
+    with pytest.raises(DataError, match="version 9, not 4"):
         index.read(tmp_path)
 
 

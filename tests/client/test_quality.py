@@ -221,6 +221,35 @@ def test_numbers_of_two_issuers_are_a_point(site: Site) -> None:
     assert point.startswith("1 file with a PatientID") and "patients.csv" in point
 
 
+def test_localizers_and_captures_among_annotated_images_are_points_and_named(site: Site) -> None:
+    kinds = ["CT Image: ORIGINAL, PRIMARY, LOCALIZER"] * 2 + ["CT Image: DERIVED, SECONDARY, SCREEN SAVE"]
+    kinds += ["Secondary Capture Image", "CT Image: ORIGINAL, PRIMARY, AXIAL"]
+    rows = index.read(site.folder)
+    of = dict(zip((row.image for row in rows), kinds, strict=False))
+    rows = [replace(row, image_kind=of.get(row.image)) for row in rows]
+    index.write(site.folder, rows, [])
+    assert index.read(site.folder)[0].image_kind == kinds[0]
+    found = quality.gather(site)
+    assert {group.name: group.images for group in found.kinds} == Counter(kinds) + Counter({quality.UNKNOWN: 5})
+    points = [p for p in attention.points(found, None) if "by their headers" in p]
+    assert [p.partition(":")[0] for p in points] == [
+        "Localizers by their headers",
+        "Secondary captures or screen saves by their headers",
+    ]
+    assert all(": 2 of 10 annotated images." in p for p in points)
+    text = quality_page.render(site, found, None)
+    assert "By SOP class and image type" in text and "Localizers: 2" in text
+    for row in rows[:4]:
+        assert f"<li>{row.source.path}</li>" in text
+    index.write(site.folder, [replace(row, image_kind="Secondary Capture Image") for row in rows], [])
+    assert not [
+        p for p in attention.points(quality.gather(site), None) if "by their headers" in p
+    ]  # nothing else is there
+    bare = [replace(row, annotation=Annotation()) for row in rows]
+    index.write(site.folder, bare, [])
+    assert not [p for p in attention.points(quality.gather(site), None) if "by their headers" in p]
+
+
 def test_labels_outlines_and_boxes_are_counted_apart(site: Site) -> None:
     rows = index.read(site.folder)
     mask = np.zeros((rows[0].height, rows[0].width), np.uint8)
