@@ -14,7 +14,7 @@ DISAGREE = 0.5  # Dice or IoU of readers below which they don't mean the same
 KAPPA = 0.4  # agreement up to here is no more than fair: Landis and Koch 1977
 _TO_MEND = frozenset(
     {Drop.UNREADABLE, Drop.UNSUPPORTED, Drop.NO_PATIENT_ID, Drop.NO_ANNOTATION, Drop.BAD_ANNOTATION, Drop.CHANGED}
-    | {Drop.EMPTY_FILE, Drop.TOO_LARGE}
+    | {Drop.EMPTY_FILE, Drop.TOO_LARGE, Drop.PACKED_ARCHIVE}
 )
 
 

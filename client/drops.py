@@ -11,6 +11,7 @@ class Drop(StrEnum):
 
     ANNOTATION_FILE = "annotation_file"  # not an image: read for its labels, masks, boxes, splits or patients
     NOT_AN_IMAGE = "not_an_image"  # licence, DICOMDIR, segmentation object, anything foreign
+    PACKED_ARCHIVE = "packed_archive"  # zip, gz, tar, 7z: what is in it was not looked at
     EMPTY_FILE = "empty_file"
     UNREADABLE = "unreadable"  # truncated, damaged, no permission
     NO_PIXELS = "no_pixels"  # DICOM report, plan, structure set

@@ -19,6 +19,9 @@ from client.walk import Entry, Status, walk
 
 Format = Literal["medmnist", "voc", "coco", "masks", "dicom"]
 Progress = Callable[[int, int], None]  # done, of how many
+_HEAD = 262  # bytes that tell what a file is
+_PACKED = (b"PK\3\4", b"\x1f\x8b", b"BZh", b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\7", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")
+_ZIPPED = (".docx", ".xlsx", ".xlsm", ".pptx", ".odt", ".ods", ".odp", ".epub", ".npz", ".jar", ".whl")  # no archives
 _WAVE = 256  # files read ahead: what is wasted when a scan is broken off
 
 
@@ -121,7 +124,7 @@ class Look:
                 seen = self.memory.recall(path, stamp)
                 if seen is not None and (aside or seen.header is not None):
                     return seen
-                head = stream.read(132)
+                head = stream.read(_HEAD)
                 stream.seek(0)
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
             seen = Seen(digest=digest, header=None if aside else _header(self.root / path, path, self.form, head))
@@ -143,9 +146,11 @@ def look(root: Path, form: Format, *, memory: Memory | None = None, jobs: int | 
 
 def _header(file: Path, path: str, form: Format, head: bytes) -> Header | Refusal:
     try:
-        if dicom.looks_like_dicom(head):
+        if dicom.looks_like_dicom(head[:132]):
             return Header(kind="dicom", tags=dicom.header(file))
         pure = PurePosixPath(path)
+        if (head.startswith(_PACKED) or head[257:262] == b"ustar") and pure.suffix.lower() not in _ZIPPED:
+            raise Unusable(Drop.PACKED_ARCHIVE, "a packed archive: unpack it")
         outside = {"voc": voc.IMAGES, "masks": "images"}.get(form)
         if pure.suffix.lower() not in picture.SUFFIXES or (outside and not pure.is_relative_to(outside)):
             kind = Drop.UNREADABLE if pure.suffix.lower() in (".dcm", ".dicom") else Drop.NOT_AN_IMAGE

@@ -1,5 +1,7 @@
 """SITE/quality.html: what a site's data are like, for its own people: figures, pictures, and what to look at."""
 
+from collections.abc import Sequence
+
 from client import quality_sections as sections
 from client.annotations import Finding
 from client.attention import points
@@ -13,6 +15,7 @@ from common.page import Block, Fold, Note, Numbers, Section, Table, Text
 WHY: dict[Drop, tuple[str, str]] = {
     Drop.ANNOTATION_FILE: ("read for labels, masks, boxes, splits or patients; not an image", ""),
     Drop.NOT_AN_IMAGE: ("neither a DICOM image nor a picture", "nothing, unless images are among them"),
+    Drop.PACKED_ARCHIVE: ("a zip, gz, tar, 7z or the like: nothing in it was looked at", "unpack it and index again"),
     Drop.EMPTY_FILE: ("no bytes at all", "export it again"),
     Drop.UNREADABLE: ("cut off, damaged, or not allowed to be read", "check permissions; export it again"),
     Drop.NO_PIXELS: ("a DICOM file without pixels: a report, a plan", ""),
@@ -141,6 +144,12 @@ def _part(one: Dropped) -> str:
     return f" ({one.array}[{one.item}])" if one.array else f" ({one.item + 1})"
 
 
+def _listed(summary: str, text: str, places: Sequence[str]) -> Fold:
+    listed = Text(paragraphs=tuple(places[: sections.LISTED]), listed=True)
+    said = (Text(paragraphs=(text,)),) if text else ()
+    return Fold(summary=summary, blocks=(*said, listed, *sections.more(len(places))))
+
+
 def _files(quality: Quality) -> Section:
     lost = [one for one in quality.dropped if one.reason not in ASIDE]
     rows = tuple((one.path + _part(one), one.reason.replace("_", " "), one.detail) for one in lost[: sections.LISTED])
@@ -152,19 +161,11 @@ def _files(quality: Quality) -> Section:
     for what in (LOCALIZER, CAPTURE):
         paths = sorted({card.source.path for card in quality.cards.values() if card.oddity == what})
         if paths:
-            listed = Text(paragraphs=tuple(paths[: sections.LISTED]), listed=True)
-            blocks.append(
-                Fold(
-                    summary=f"{what.capitalize()}: {page.number(len(paths))}",
-                    blocks=(listed, *sections.more(len(paths))),
-                )
-            )
+            blocks.append(_listed(f"{what.capitalize()}: {page.number(len(paths))}", "", paths))
     for finding, text in _FOUND.items():
         places = [remark.place for remark in quality.remarks if remark.finding == finding]
         if places:
-            listed = Text(paragraphs=tuple(places[: sections.LISTED]), listed=True)
-            summary = f"{page.number(len(places))} × {finding.replace('_', ' ')}"
-            blocks.append(Fold(summary=summary, blocks=(Text(paragraphs=(text,)), listed, *sections.more(len(places)))))
+            blocks.append(_listed(f"{page.number(len(places))} × {finding.replace('_', ' ')}", text, places))
     return Section(
         title="File by file",
         lead="What isn't used and what is odd, by name. The same lists are in the tables `dropped` and `remark` of"

@@ -47,8 +47,9 @@ def walk(root: Path) -> list[Entry]:
             entered.add((status.st_dev, status.st_ino))
             names = sorted(os.listdir(root / folder))
         except OSError as error:
-            problem = Dropped(path=folder, reason=Drop.UNREADABLE, detail=f"folder: {error.strerror}")
-            found.append(Entry(path=folder, problem=problem))
+            path = _written(folder)
+            problem = Dropped(path=path, reason=Drop.UNREADABLE, detail=f"folder: {error.strerror}")
+            found.append(Entry(path=path, problem=problem))
             continue
         for name in names:
             path = f"{folder}/{name}" if folder else name
@@ -56,8 +57,6 @@ def walk(root: Path) -> list[Entry]:
             if seen is not None and stat.S_ISDIR(seen.st_mode):
                 folders.append(path)
             else:
-                # A name that isn't UTF-8 can't be written down as it is; the file is then counted as unreadable.
-                path = path.encode("utf-8", "backslashreplace").decode()
                 found.append(_entry(path, seen))
     return sorted(found, key=lambda entry: entry.path)
 
@@ -69,7 +68,15 @@ def _seen(path: str) -> os.stat_result | None:
         return None
 
 
+def _written(path: str) -> str:
+    """A path as it can be written down: bytes of it that aren't UTF-8 as \\udc.., by which no file can be opened."""
+    return path.encode("utf-8", "backslashreplace").decode()
+
+
 def _entry(path: str, seen: os.stat_result | None) -> Entry:
+    if (shown := _written(path)) != path:
+        detail = "its name, or its folder's, is not UTF-8: rename it"
+        return Entry(path=shown, problem=Dropped(path=shown, reason=Drop.UNREADABLE, detail=detail))
     if seen is None:
         return Entry(path=path, problem=Dropped(path=path, reason=Drop.UNREADABLE, detail="a broken link"))
     if not stat.S_ISREG(seen.st_mode):

@@ -1,9 +1,14 @@
 """Folders as archives and public sets leave them: every file once, used or with a reason."""
 
+import bz2
+import gzip
 import io
 import json
+import lzma
 import os
 import shutil
+import tarfile
+import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -101,6 +106,59 @@ def test_of_damaged_files_of_one_uid_that_with_the_fewest_bad_frames_is_found(tm
     assert Counter(one.source.path for one in found) == {"b.dcm": 4, "d.dcm": 2}
     assert dropped == {"a.dcm": Drop.UNREADABLE, "c.dcm": Drop.DUPLICATE}
     assert [remark.finding for remark in remarks] == [Finding.SAME_IN_TWO_PATIENTS]
+
+
+def packed(kind: str) -> bytes:
+    """An archive of one file, as Python's own libraries make it."""
+    stream = io.BytesIO()
+    if kind in ("zip", "npz"):
+        with zipfile.ZipFile(stream, "w") as archive:
+            archive.writestr("a.dcm", b"x" * 400)
+    elif kind in ("tar", "tgz"):
+        with tarfile.open(fileobj=stream, mode="w" if kind == "tar" else "w:gz") as archive:
+            info = tarfile.TarInfo("a.dcm")
+            info.size = 400
+            archive.addfile(info, io.BytesIO(b"x" * 400))
+    else:
+        stream.write({"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}[kind](b"x" * 400))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "tgz", "gz", "bz2", "xz"])
+def test_a_packed_archive_is_told_by_its_first_bytes(tmp_path: Path, kind: str) -> None:
+    dcm(tmp_path / "a.dcm", "1.2.3", "P")
+    for name in ("export", "export.dcm", f"export.{kind}"):
+        (tmp_path / name).write_bytes(packed(kind))
+    (tmp_path / "arrays.npz").write_bytes(packed("npz"))
+    (tmp_path / "list.xlsx").write_bytes(packed("zip"))
+    items = list(scan(tmp_path, "dicom", require_annotation=False))
+    found = {item.path: (item.reason, item.detail) for item in items if isinstance(item, Dropped)}
+    assert found.pop("arrays.npz")[0] is found.pop("list.xlsx")[0] is Drop.NOT_AN_IMAGE
+    wanted = (Drop.PACKED_ARCHIVE, "a packed archive: unpack it")
+    assert found == dict.fromkeys(("export", "export.dcm", f"export.{kind}"), wanted)
+
+
+def test_a_seven_zip_archive_is_told_too(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(bytes.fromhex("377abcaf271c0004") + bytes(300))  # 7zFormat.txt, SignatureHeader
+    png(tmp_path / "a.png", 0)
+    assert taken(tmp_path, "dicom", image_is_patient=True, require_annotation=False)[1] == {"x": Drop.PACKED_ARCHIVE}
+
+
+def test_a_name_that_is_not_utf_8_is_said(tmp_path: Path) -> None:
+    dcm(tmp_path / "a.dcm", "1.2.3", "P")
+    latin = os.fsencode(tmp_path) + "/Röntgen".encode("latin-1")
+    try:
+        os.mkdir(latin)
+    except OSError:
+        pytest.skip("this file system has UTF-8 names only")
+    for name in (b"b.dcm", "ü.dcm".encode()):
+        with open(latin + b"/" + name, "wb") as file:
+            file.write((tmp_path / "a.dcm").read_bytes())
+    items = list(scan(tmp_path, "dicom", require_annotation=False))
+    assert [item.source.path for item in items if isinstance(item, Found)] == ["a.dcm"]
+    found = {item.path: (item.reason, item.detail) for item in items if isinstance(item, Dropped)}
+    why = (Drop.UNREADABLE, "its name, or its folder's, is not UTF-8: rename it")
+    assert found == {"R\\udcf6ntgen/b.dcm": why, "R\\udcf6ntgen/ü.dcm": why}
 
 
 def test_a_patient_id_of_two_issuers_is_one_patient_and_a_remark_until_patients_csv_parts_them(tmp_path: Path) -> None:
