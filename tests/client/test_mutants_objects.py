@@ -1,10 +1,19 @@
-"""Planted faults in what lays annotations onto images and fuses readers: each must make a test fail."""
+"""Planted faults in what reads images, lays annotations onto them and fuses readers: each must make a test fail."""
 
 from mutants import noticed, placed, unharmed
 
-OBJECTS, FOLDER, OUTLINES, READERS, POSE, RESULTS = (
+OBJECTS, FOLDER, OUTLINES, READERS, POSE, RESULTS, STREAMS, SOURCES = (
     f"tests/client/test_{name}.py"
-    for name in ("dicom_objects", "annotation_objects", "outlines", "readers", "pose", "predict_dicom")
+    for name in (
+        "dicom_objects",
+        "annotation_objects",
+        "outlines",
+        "readers",
+        "pose",
+        "predict_dicom",
+        "codestreams",
+        "sources",
+    )
 )
 
 FAULTS: dict[str, tuple[str, str, str, str]] = {
@@ -160,6 +169,17 @@ FAULTS: dict[str, tuple[str, str, str, str]] = {
         "pass",
         f"{FOLDER}::test_what_a_program_made_alone_counts_where_it_is_asked_for",
     ),
+    "a stream of no kind": ("dicom_pixels.py", "if declared is None and", "if False and", STREAMS),
+    "any size inside a JP2 file": ("dicom_pixels.py", "stream = bare(get_frame(", "stream = bytes(get_frame(", STREAMS),
+    "a box before its own end": ("codestreams.py", "length = 16, struct", "length = 8, struct", STREAMS),
+    "the first copy, whole or not": (
+        "copies.py",
+        "if least is None or len(found) < least:",
+        "if least is None:",
+        SOURCES,
+    ),
+    "a damaged copy is used": ("sources.py", "spoiled.get((patient, outcome.digest))", "None", SOURCES),
+    "one issuer is several": ("sources.py", "if first[0] != issuer:", "if True:", SOURCES),
     "a tie between labels": ("readers.py", "if others and others[0][1] == votes:", "if False:", READERS),
     "specificity from the object": ("readers.py", "(1 - probability) * pixels", "probability * pixels", READERS),
 }
