@@ -162,6 +162,12 @@ def asked(entries: Sequence[Entry], *, study: str, kind: str) -> set[tuple[int, 
     return found
 
 
+def served(entries: Sequence[Entry]) -> set[str]:
+    """Hashes of the studies that were ever given an update or metrics."""
+    given = [entry.body for entry in entries if entry.kind == "answered" and entry.body["reason"] == Reason.OK]
+    return {body["study"] for body in given if body["order"] in ("update", "evaluate")}
+
+
 def close_sums(entries: Sequence[Entry]) -> list[tuple[Entry, Entry, str]]:
     """Pairs of opened sums of one study whose sites differ by exactly one, and that site: subtracted from each other
     they come near to what it alone has sent.

@@ -55,6 +55,11 @@ class State:
     unprotected: tuple[str, ...] = ()  # studies
     moved: bool = False
 
+    @property
+    def studies(self) -> set[str]:
+        """All that it has a budget of, or had."""
+        return {study for study, _ in (*self.allocations, *self.closed)}
+
     def available(self, pool: str) -> int:
         """What a new study may be allocated: limit - reserved - what open studies may still reserve."""
         open_ = sum(allocation.left for (_, name), allocation in self.allocations.items() if name == pool)

@@ -25,7 +25,7 @@ from client.ledger import Plan as OrdersOf
 from client.ledger_records import LedgerError
 from client.released import Query
 from client.session import Invitation, MaskedIn
-from client.site import Site, note_error
+from client.site import Site, known_study, note_error
 from common import guarantee
 from common.budget import rdp_of
 from common.clip import Bounds
@@ -227,7 +227,8 @@ def nominal_patients(site: Site) -> int:
 
 @contextmanager
 def opened(site: Site) -> Iterator[Ledger]:
-    """The site's ledger, to write; it must contain what the site's own audit log and other sites remember of it.
+    """The site's ledger, to write; it must contain what the site's own audit log and other sites remember of it. It
+    says when this returns which studies have used the patients without differential privacy.
 
     Raises LedgerError where there is none, or an older copy; ChainError where another process has it.
     """
@@ -243,7 +244,18 @@ def opened(site: Site) -> Iterator[Ledger]:
         anchors=[*(anchor for anchor in remembered if anchor is not None), *told],
         anchor_file=site.anchor,
     ) as own:
+        for study in sorted(_unprotected(site) - own.state.studies):
+            own.unprotected(study)
         yield own
+
+
+def _unprotected(site: Site) -> set[str]:
+    """Studies that this site has answered without differential privacy, or of which nobody can tell any more. Before
+    the patients had a ledger nothing else wrote them down.
+    """
+    served = audit.served(audit.entries_of(site.folder))
+    known = {study: known_study(site, study) for study in served}
+    return {study for study, found in known.items() if found is None or found.privacy is None}
 
 
 _NO_LEDGER = "{0}: has no privacy ledger: make one with `client ledger create`, or restore it from its backup"

@@ -119,6 +119,7 @@ def _bytes_up(study: Study, kind: Answering, *, sites: int) -> int:
 def _protection(study: Study, trained: int, *, images: int, sites: int) -> Protection | None:
     if study.privacy is None:
         return None
+    guarantee.check_nominal(study, {"each site": images})
     event = guarantee.training_event(study)
     mu, prior = plan_mu(event), study.training.class_prior
     counted = len(prior) * min(prior) if prior else 1.0  # mean weight of a patient, whose class is as common as said

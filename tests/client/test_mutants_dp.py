@@ -142,6 +142,18 @@ FAULTS = {
         "            pass\n",
         TRAPS,
     ),
+    "studies from before the ledger are forgotten": (
+        "client/private.py",
+        "            own.unprotected(study)\n        yield own",
+        "            pass\n        yield own",
+        TRAPS,
+    ),
+    "a lost file ends the promise": (
+        "client/private.py",
+        "sorted(_unprotected(site) - own.state.studies)",
+        "sorted(_unprotected(site))",
+        TRAPS,
+    ),
     "the audit log's memory is not asked": (
         "client/private.py",
         "remembered = [audit.ledger_anchor(site)]",
