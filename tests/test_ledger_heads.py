@@ -1,9 +1,13 @@
 """A site whose files were all put back to an earlier day reserves nothing: the server and every other site remember."""
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,10 +17,13 @@ from small import KEY, private_study, protect, write_site
 from typer.testing import CliRunner
 
 from client import app as client_app
-from client import audit, chain, check, heads, ledger, ledger_cli, ledger_copy
+from client import audit, chain, check, heads, ledger, ledger_cli, ledger_copy, membership, private
 from client.finding import Level
 from client.ledger_records import LedgerError
-from common.errors import RunError
+from client.site import open_site
+from common import wire
+from common.anchor import Head
+from common.errors import Reason, RunError
 from common.study import Study
 from server import federation
 from server.events import read
@@ -212,3 +219,32 @@ def test_nobody_is_asked_where_there_are_too_few_to_close_a_round(sites: list[Pa
     with pytest.raises(RunError, match="not_approved"):
         go(sites, private_study(study={"name": "alone", "round_retries": 1}), "alone")
     assert records(sites[0]) == ["genesis", "allocate"]
+
+
+def test_a_ledger_must_contain_all_that_others_have_of_it_and_not_the_newest_alone(sites: list[Path]) -> None:
+    """What went on from an older copy may have more records than the ledger whose place it took."""
+    own, key = open_site(sites[1]), membership.identity_of(sites[1])
+    newest = chain.read(own.folder / ledger.FOLDER, ledger.NAME).entries[-1].anchor
+    true = Head.sign(key, site=own.name, sequence=newest.sequence, hash=newest.hash)
+    with private.opened(own):
+        pass
+    go(sites, STUDY, "first")
+    later = chain.read(own.folder / ledger.FOLDER, ledger.NAME).entries[-1].anchor
+    heard = [Head.sign(key, site=own.name, sequence=later.sequence, hash=later.hash), true]
+    for older, contained in ((true, True), (replace(true, hash="ab" * 32), False)):
+        signed = Head.sign(key, site=own.name, sequence=older.sequence, hash=older.hash)
+        (own.folder / heads.NAME).write_text(json.dumps([str(heard[0]), str(signed)]), encoding="ascii")
+        with nullcontext() if contained else pytest.raises(LedgerError, match="older copy"), private.opened(own):
+            pass
+
+
+@pytest.mark.parametrize(("reason", "followed"), [(Reason.OK, ("a head",)), (Reason.FAILED, ()), (Reason.BUDGET, ())])
+def test_who_refuses_an_order_has_not_followed_what_it_told(reason: Reason, followed: tuple[str, ...]) -> None:
+    said: list[Any] = []
+    run = SimpleNamespace(_logs={}, _heads=SimpleNamespace(hear=lambda heads, **more: said.append((heads, more))))
+    order = wire.Order(kind="update", round=1, attempt=1, study_hash="", heads=("a head",))
+    answer = wire.Answer(
+        site="site-1", kind="update", round=1, attempt=1, study_hash="", order_hash="", reason=reason, heads=("own",)
+    )
+    federation._Run._hear(run, order, answer)  # type: ignore[arg-type]
+    assert said == [(("own",), {"site": "site-1", "followed": followed})]

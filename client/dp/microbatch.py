@@ -69,7 +69,7 @@ def views(
 
 
 def _form(batch: Batch, count: int) -> list[object]:
-    """What the parts of batches that are put behind each other have in common; None where one isn't of `count` images."""
+    """What batches that are put behind each other must have in common; False for parts not of `count` images."""
     tensors = [batch.images, batch.labels, batch.masks]
     parts = [None if one is None else (one.shape[1:], one.dtype, len(one) == count) for one in tensors]
     return [*parts, batch.objects is None or len(batch.objects) == count, batch.objects is None]
