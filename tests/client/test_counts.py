@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import private_study, protect, write_site
 
-from client import app as client_app
 from client import allowance, chain, ledger, private, summary
+from client import app as client_app
 from client.dataset import open_dataset
 from client.dp.metrics import Seen, class_parts, exact_sum, released
 from client.dp.patients import Pool
@@ -92,6 +92,7 @@ def test_a_histogram_leaves_as_one_noised_release_and_nothing_else(folder: Path)
     assert [path.read_bytes() for path in stored] == [answer.vector.tobytes()]
 
 
+@pytest.mark.stat
 def test_the_noise_is_of_multiplier_10_around_the_sum_of_the_patients(folder: Path) -> None:
     """20,000 releases: a deviation or a sum that is 5 % off is 10 standard errors and more away."""
     site = open_site(folder)

@@ -107,8 +107,8 @@ FAULTS = {
     ),
     "an error stops the histogram": (
         "client/dp/metrics.py",
-        "            part = release.part([task.present(images.truths[row]) for row in rows])\n        except Exception:",
-        "            part = release.part([task.present(images.truths[row]) for row in rows])\n        except KeyboardInterrupt:",
+        "for row in rows])\n        except Exception:",
+        "for row in rows])\n        except KeyboardInterrupt:",
         [f"{SITE}a_patient_whose_annotations_can_not_be_read_counts_as_nothing"],
     ),
     "a class counts as one however many there are": (
@@ -123,7 +123,7 @@ FAULTS = {
         "server/class_counts.py",
         "[event.noise_multiplier] * sites",
         "[event.noise_multiplier]",
-        [f"{RUN}one_histogram_before_round_1_balances_every_round_and_is_charged_once"],
+        ["tests/server/test_class_counts.py"],
     ),
     "counted again when a run goes on": (
         "server/federation.py",
