@@ -248,9 +248,12 @@ def charged(study: Study, nominal_patients: int, folder: Path) -> dict[str, Any]
     contents = chain.read(folder / ledger.FOLDER, ledger.NAME)
     state = ledger.state_of(contents.entries, patient_key=open_site(folder).patient_key)
     reserves = [entry.body for entry in contents.entries if entry.kind == "reserve" and entry.body["pool"] == "train"]
-    rounds = sum(body["round"] > 0 for body in reserves)  # the class histogram is round 0
+    steps = sum(body["event"]["steps"] for body in reserves if body["round"])  # round 0 is the class histogram
     found = guarantee.statement(
-        study, nominal_patients=nominal_patients, rounds_charged=rounds, counts_charged=len(reserves) - rounds
+        study,
+        nominal_patients=nominal_patients,
+        rounds_charged=steps // (study.training.local_steps or 1),
+        counts_charged=sum(body["round"] == 0 for body in reserves),
     )
     genesis = state.genesis
     left = {pool: state.available(pool) / genesis.limit for pool in genesis.pools}
