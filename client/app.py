@@ -5,7 +5,7 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from common.errors import FederationError, MessageError, Reason
 from common.kinds import answering
 from common.models import build_model
 from common.randomness import seeded
+from common.roster import RosterError
 from common.study import Study, from_json
 
 WARM = 16  # datasets kept open between messages: enough for the sites of one machine, bounded whatever their number
@@ -96,14 +97,16 @@ def _attested(site: Site, answer: wire.Answer, line: Anchor) -> wire.Answer:
     key = membership.speaks_as(site.folder)
     if key is None:
         return answer
-    told: dict[str, anchor.Head] = {}
-    roster = membership.pinned(site.folder)
-    if roster is not None and (answer.kind == "propose" or answer.reason is not Reason.OK):
-        told = heads.remembered(site, roster.identities)
+    told: list[anchor.Head] = []
+    if answer.kind == "propose" or answer.reason is not Reason.OK:
+        with suppress(FederationError):  # what can't be read can't be told, and is why the site refuses
+            roster = membership.pinned(site.folder)
+            known = {} if roster is None else heads.remembered(site, roster.identities)
+            told = [head for of_one in known.values() for head in of_one]
     if (head := audit.ledger_head(site)) is not None:
-        told[site.name] = anchor.Head.sign(key, site=site.name, sequence=head.sequence, hash=head.hash)
+        told.append(anchor.Head.sign(key, site=site.name, sequence=head.sequence, hash=head.hash))
     stated = anchor.line(line.sequence, line.hash)
-    return replace(answer, audit=stated, heads=tuple(str(head) for head in told.values()))
+    return replace(answer, audit=stated, heads=tuple(map(str, told)))
 
 
 @contextmanager
@@ -162,13 +165,20 @@ def _answer(site: Site, order: wire.Order, message: Message, lines: Sequence[Ent
 
 
 def demand_server(site: Site, order: wire.Order, message: Message) -> None:
-    """A site that has pinned a roster takes orders by the server that it names and by nobody else, and keeps what they
-    tell of the sites' ledgers. Raises MessageError, RosterError, LedgerError, ChainError.
+    """A site that has an identity takes orders by the server that its roster names and by nobody else, as long as the
+    roster is good, and keeps what they tell of the sites' ledgers. Raises RosterError, LedgerError, ChainError.
     """
+    if membership.speaks_as(site.folder) is None:
+        return
     roster = membership.pinned(site.folder)
     if roster is None:
-        return
-    wire.demand_order_by(roster.server, message.content)
+        raise RosterError(f"{site.folder / membership.ROSTER}: missing, so no order is followed: `client join`")
+    if not time.time() < roster.expires:
+        raise RosterError("roster: expired, so no order is followed; ask the coordinator for the next version")
+    try:
+        wire.demand_order_by(roster.server, message.content)
+    except MessageError as error:
+        raise RosterError(f"an order that the server of this site's roster has not signed ({error})") from error
     if order.kind == "propose" or answering(order.kind):
         heads.take(site, order.heads, roster.identities)
 

@@ -135,8 +135,8 @@ def restore(
     """
     own, identity = open_site(site), membership.speaks_as(site)
     given = None if anchor is None else anchor_from(anchor)
-    heard = None if identity is None else heads.own(own, identity.public)
-    newest = max((one for one in (given, heard) if one), key=lambda one: one.sequence, default=None)
+    heard = () if identity is None else heads.own(own, identity.public)
+    newest = max((one for one in (given, *heard) if one), key=lambda one: one.sequence, default=None)
     last = str(ledger_copy.restore(site / FOLDER, file, patient_key=own.patient_key, anchor=newest))
     _say(as_json, f"goes on at {last}", anchor=last)
 

@@ -258,12 +258,13 @@ def opened(site: Site) -> Iterator[Ledger]:
     if not cohort.exists(site.folder):
         raise LedgerError(_NO_LEDGER.format(site.folder))
     key = membership.speaks_as(site.folder)
-    remembered = [audit.ledger_anchor(site), None if key is None else heads.own(site, key.public)]
+    remembered = [audit.ledger_anchor(site)]
+    told = () if key is None else heads.own(site, key.public)
     with Ledger(
         site.folder / ledger.FOLDER,
         patient_key=site.patient_key,
         cost=rdp_of,
-        anchors=[anchor for anchor in remembered if anchor is not None],
+        anchors=[*(anchor for anchor in remembered if anchor is not None), *told],
         anchor_file=site.anchor,
     ) as own:
         yield own

@@ -29,6 +29,7 @@ from common.roster import MOST_SITES
 
 WIRE_VERSION = 4
 HEADER_LIMIT = 4 * 2**20  # bytes of a header's JSON
+MOST_HEADS = 8 * MOST_SITES  # of ledgers
 RAW = "fedward.f32le"  # how Flower is told that the bytes are ours
 WORDS = "fedward.u64le"  # the same for masked vectors
 SESSION_LIMIT = 2**25  # bytes of a protocol message: the lists of 100 sites take a few MB
@@ -195,8 +196,8 @@ def _header(record: RecordDict, expected: dict[str, type]) -> dict[str, Any]:
     for key, kind in expected.items():
         if type(header[key]) is not kind:
             raise MessageError(f"header's {key} is not {kind.__name__}")
-    if len(header["heads"]) > MOST_SITES or not all(isinstance(head, str) for head in header["heads"]):
-        raise MessageError(f"header's heads are not at most {MOST_SITES} texts")
+    if len(header["heads"]) > MOST_HEADS or not all(isinstance(head, str) for head in header["heads"]):
+        raise MessageError(f"header's heads are not at most {MOST_HEADS} texts")
     if not (0 <= header["round"] < 2**31 and 0 <= header["attempt"] < 2**31 and header["kind"] in get_args(Kind)):
         raise MessageError("header's kind, round or attempt is out of range")
     return header

@@ -23,7 +23,7 @@ from server import aggregate, checkpoint, model_card, rounds
 from server.class_counts import class_counts
 from server.events import EventLog
 from server.exchange import Credentials, Exchange
-from server.gathering import Clear, Gathered, Gathering
+from server.gathering import Clear, Gathered, Gathering, Tally
 from server.heads import NAME, Heads
 from server.private_metrics import private_metrics
 from server.proposals import Proposals, SitesOf
@@ -56,7 +56,10 @@ def run(exchange: Exchange, study: Study, options: Options) -> None:
     same result.
     Raises RunError when a round failed `round_retries` times more in a row, or when OUT can't be used.
     """
-    _Run(exchange, study, options).all_rounds()
+    try:
+        _Run(exchange, study, options).all_rounds()
+    finally:
+        exchange.listen(None)  # or exchange and run would hold each other, with all of the run's arrays
 
 
 def _check_nominal(study: Study, options: Options) -> None:
@@ -90,9 +93,10 @@ class _Run:
         }
         self._proposals = Proposals(exchange, study, options.roster, options.sites_of)
         self._logs: dict[str, str] = {}  # where each site's audit log stood when it last answered
-        self._open()
         own = options.credentials
         self._heads = Heads(options.heads or options.out / NAME, {} if own is None else own.roster.identities)
+        exchange.listen(self._hear)
+        self._open()
         self._gathering = self._way()
 
     def _open(self) -> None:
@@ -274,7 +278,7 @@ class _Run:
         """A round tried until it closes, `round_retries` times more at the most."""
         agreement, retries = self._study.study, self._study.study.round_retries
         for attempt in range(1, retries + 2):
-            self._proposals.show(number, attempt, run=self._saved.run, hear=self._hear, heads=self._heads.told)
+            self._proposals.show(number, attempt, run=self._saved.run, heads=self._heads.told)
             done = self._gather(number, attempt, kind)
             if done.round.outcome == "closed":
                 return done
@@ -300,6 +304,8 @@ class _Run:
             present=nodes.values(),
             absent=self._proposals.absent(),
         )
+        if state.outcome == "abandoned":  # what would be charged for it would be lost
+            return Gathered(round=state, tally=Tally(), total=np.zeros(0))
         weights = None if kind == "count" else self._saved.weights
         order = wire.Order(
             kind=kind,
@@ -313,16 +319,15 @@ class _Run:
             heads=self._heads.told(),
         )
         done = self._gathering.gather(nodes, order, state)
-        for answer in done.tally.answers.values():
-            self._hear(answer)
         self._proposals.forget(site for site, reason in done.round.absent.items() if reason is Reason.STUDY_CHANGED)
         return done
 
-    def _hear(self, answer: wire.Answer) -> None:
+    def _hear(self, order: wire.Order, answer: wire.Answer) -> None:
         """Keep where the site says that its audit log stands, and what it says of privacy ledgers."""
         if answer.audit:
             self._logs[answer.site] = anchor.plain(answer.audit)
-        self._heads.hear(answer.heads)
+        followed = order.heads if answer.reason is Reason.OK else ()
+        self._heads.hear(answer.heads, site=answer.site, followed=followed)
 
 
 def _closed(event: str, done: Gathered) -> dict[str, Any]:

@@ -179,7 +179,7 @@ def test_under_secure_aggregation_each_round_is_the_same_within_its_rounding(
     found = deploy(running, SECURE, tmp_path / "out")
     assert [event["saturated"] for event in found if event["event"] == "round"] == [0, 0]
     unit = secure.encoding_of(SECURE, "update", sites=SITES).unit
-    clear = replace(simulated, out=tmp_path / "plain", credentials=None)
+    clear = replace(simulated, out=tmp_path / "plain")
     simulate(clear, EQUAL)  # the same training: the study's hash goes into no random draw
     theirs = after(tmp_path / "out", 1)
     room = 2 * np.spacing(np.abs(theirs).astype(np.float32)).astype(np.float64)

@@ -117,7 +117,7 @@ def test_a_study_that_is_still_open_gets_nothing_out_of_it_either(sites: list[Pa
     monkeypatch = pytest.MonkeyPatch()
     with monkeypatch.context() as patch:
         real = Heads.hear
-        patch.setattr(Heads, "hear", lambda self, told: (real(self, told), copied(told)))
+        patch.setattr(Heads, "hear", lambda self, told, **more: (real(self, told, **more), copied(told)))
         go(sites, STUDY, "first")
     put_back(sites[1], before)
     assert records(sites[1]) == ["genesis", "allocate"]
@@ -169,3 +169,46 @@ def test_a_server_that_hides_where_a_ledger_stands_gets_no_site_to_spend(
     assert [records(site) for site in sites] == spent
     for site in sites:
         assert "has forgotten it" in (site / "errors.log").read_text(encoding="utf-8")
+
+
+def roll_back(sites: list[Path], number: int, name: str) -> list[list[str]]:
+    """A site and the server, both as they were when the study began, while the others remember it; their records."""
+    site, base = sites[number], sites[0].parent
+    taken: list[Path] = []
+
+    def copied() -> None:
+        if "allocate" in records(site) and not taken:
+            shutil.copytree(site, base / "before")
+            shutil.copy(base / NAME, base / "before.json")
+            taken.append(site)
+
+    with pytest.MonkeyPatch.context() as patch:
+        real = Heads.hear
+        patch.setattr(Heads, "hear", lambda self, told, **more: (real(self, told, **more), copied()))
+        go(sites, STUDY, name)
+    put_back(site, base / "before")
+    shutil.copy(base / "before.json", base / NAME)
+    return [records(each) for each in sites]
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_site_and_the_server_put_back_together_are_told_by_any_other_site(sites: list[Path], number: int) -> None:
+    """Whichever answers first: the ledger that goes on from the older copy soon has as many records as the true one, or
+    more, and must not take its place in anybody's memory.
+    """
+    before = roll_back(sites, number, "first")
+    for name in ("again", "later"):
+        absent = go(sites, STUDY if name == "again" else LATER, name)
+        assert set(absent[-1]) == {f"site-{number}"}  # the others go on, and no round is lost for good
+        assert records(sites[number]).count("reserve") == before[number].count("reserve")
+    assert "older copy" in (sites[number] / "errors.log").read_text(encoding="utf-8")
+
+
+def test_nobody_is_asked_where_there_are_too_few_to_close_a_round(sites: list[Path]) -> None:
+    """What the one site that is there would be charged for would be lost."""
+    settle(sites[0], approve="auto")
+    for site in sites[1:]:
+        settle(site, approve="ask")
+    with pytest.raises(RunError, match="not_approved"):
+        go(sites, private_study(study={"name": "alone", "round_retries": 1}), "alone")
+    assert records(sites[0]) == ["genesis", "allocate"]

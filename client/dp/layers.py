@@ -10,6 +10,7 @@ the whole batch, blanks included; what is computed for one has the shape of his 
 follows from public numbers. With weights that make rounding large, another kernel would be another gradient.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +25,7 @@ from common.randomness import seeded
 
 _SMALL_MAP = 100  # places of a feature map up to which one product per image is faster than grouped convolution
 _CANCELLATION = 64.0  # |A| |B| over |B^T A| from which the scaled product would lose too many digits
+_LONGEST = 2.0**40  # of |A|, |B|: beyond it what is scaled with may be too small for float32, as 1 / (|A| |B|)
 
 _convolution_backward: Any = torch.ops.aten.convolution_backward
 
@@ -298,18 +300,24 @@ def _squares(tape: Tape, weight: nn.Parameter) -> Tensor:
 
 
 def _ghost(tape: Tape, weight: nn.Parameter) -> Tensor:
-    """Squared norms of backprop^T input, sum((A A^T) * (B B^T)). A patient whose rows cancel each other, so that the
-    scaled product would lose too many digits, gets his gradient itself, in `tape.apart`.
+    """Squared norms of backprop^T input, sum((A A^T) * (B B^T)). A patient whose rows cancel each other or are very
+    long, so that the scaled product would lose too many digits, gets his gradient itself, in `tape.apart`.
     """
     inputs, backprops = tape.rows[weight]
     if inputs.shape[1] == 1 and tape.most == 1:  # one row each: nothing cancels; in float64 nothing vanishes
-        return tape.of_patients(squared_norms(inputs[:, 0].double()) * squared_norms(backprops[:, 0].double()))
+        both = [tape.of_patients(squared_norms(rows[:, 0].double())) for rows in (inputs, backprops)]
+        within = (both[0] <= _LONGEST**2) & (both[1] <= _LONGEST**2)
+        for position in torch.nonzero(~within)[:, 0].tolist():
+            a, b = (rows[tape.segments[position]].flatten(0, 1).double() for rows in (inputs, backprops))
+            tape.apart.setdefault(weight, {})[position] = b.t() @ a
+        return both[0] * both[1]
     squares = inputs.new_zeros(len(tape.segments), dtype=torch.float64)
     for position, segment in enumerate(tape.segments):
         a, b = inputs[segment].flatten(0, 1).double(), backprops[segment].flatten(0, 1).double()
         squares[position] = ((a @ a.t()) * (b @ b.t())).sum().clamp(min=0)
-        whole = float(a.square().sum() * b.square().sum())
-        if whole > _CANCELLATION**2 * float(squares[position]):
+        lengths = float(a.square().sum()), float(b.square().sum())
+        cancels = math.prod(lengths) > _CANCELLATION**2 * float(squares[position])
+        if cancels or not max(lengths) <= _LONGEST**2:
             product = b.t() @ a
             tape.apart.setdefault(weight, {})[position] = product
             squares[position] = product.square().sum()
@@ -317,7 +325,11 @@ def _ghost(tape: Tape, weight: nn.Parameter) -> Tensor:
 
 
 def _scaled(tape: Tape, weight: nn.Parameter, scale: Tensor) -> Tensor:
-    """The sum of scale x gradient. A patient of scale 0 is left out altogether: 0 x infinity would be no number."""
+    """The sum of scale x gradient. A patient of scale 0 is left out altogether: 0 x infinity would be no number.
+
+    Factors have all of float32's digits: rows are within `_LONGEST`, and a gradient whose square is no float32 is
+    infinite.
+    """
     used = scale != 0
     if weight in tape.rows:
         inputs, backprops = tape.rows[weight]

@@ -14,7 +14,7 @@ from small import tiny_study
 from torch import Tensor, nn
 
 from client.dp import hooks, layers
-from client.dp.gradients import Clipper, Unreached, exact_arithmetic, one_by_one, squared_norms, trained
+from client.dp.gradients import Clipper, Unreached, Way, exact_arithmetic, one_by_one, squared_norms, trained
 from client.dp.microbatch import Microbatch, Views, pack
 from client.dp.patients import blank_of
 from client.dp.selftest import check
@@ -412,6 +412,40 @@ def test_models_that_learn_under_noise_have_the_right_gradients_on_the_fast_way(
         assert hooks.supported(model)
         assert distance(matrix(hooks.opacus_hooks, model, what, losses, micro), expected) < 1e-4
     check(model, what, losses, study, layers.layer_by_layer, blank=blank_of(study), most=2, seed=0)
+
+
+@pytest.mark.parametrize("clip_norm", [2.0**-20, 1.0])
+@pytest.mark.parametrize(("inputs", "backprops"), [
+    (1e38, 1e-36), (1e38, 1e-38), (1e19, 1e19), (1e30, 1e8), (1e-36, 1e38), (1e36, 1e36), (1.0, 1e38), (1e38, 1.0),
+    (1.0, 1.0),
+])  # fmt: skip
+@pytest.mark.parametrize("way", [layers.layer_by_layer, hooks.opacus_hooks])
+@pytest.mark.parametrize(("wide", "most"), [(True, 1), (True, 2), (False, 1)], ids=["rows", "two rows", "gradients"])
+def test_no_patient_is_longer_than_the_clip_norm_however_large_the_numbers(
+    way: Way, wide: bool, most: int, inputs: float, backprops: float, clip_norm: float
+) -> None:
+    """The trap: a factor, or what it has scaled, so small that float32 has no digits for it and rounds it up."""
+    torch.manual_seed(0)
+    shape = (80, 64) if wide else (3, 1)
+    layer = nn.Linear(*shape, bias=False)
+    nn.init.zeros_(layer.weight)
+    what, images = trained(layer), inputs * (0.5 + torch.rand(2 * most, shape[0]))
+
+    def losses(model: nn.Module, batch: Batch) -> Tensor:
+        return (model(batch.images) * backprops).sum(dim=1)
+
+    views = [Views(batch=Batch(images=images[most * k :][:most]), weight=1.0, seed=0) for k in (0, 1)]
+    (micro,) = pack(views, slots=2 * most, blank=Batch(images=torch.zeros(1, shape[0])), most=most)
+    for position in (0, 1):
+        clipper, calls = Clipper(Bounds(clip_norms=(clip_norm,)), (1.0, 1.0)), only(position)
+        made = way(layer, what, losses, micro, lambda norms, c=clipper, o=calls: c(norms) * o(norms)).numpy()  # type: ignore[misc]
+        mean = images[most * position :][:most].double().mean(dim=0) * backprops
+        exact = mean.repeat(shape[1]).numpy()
+        length = np.linalg.norm(exact)
+        expected = exact * min(1.0, clip_norm * (1 - SLACK) / length)
+        assert not made.any() or np.linalg.norm(made - expected) < 1e-4 * np.linalg.norm(expected)
+        assert np.linalg.norm(made) <= clip_norm
+        assert made.any() or length > 1e38  # infinite in float32: adds nothing
 
 
 def test_frozen_layers_have_no_place_in_the_sum() -> None:
