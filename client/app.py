@@ -18,8 +18,9 @@ from client.chain_lines import Anchor, Entry
 from client.dataset import Dataset, fingerprint, open_dataset
 from client.session import Invitation
 from client.site import Site, known_study, note_error, open_site, remember
-from common import anchor, params, wire
+from common import anchor, guarantee, params, wire
 from common.errors import FederationError, MessageError, Reason
+from common.kinds import answering
 from common.models import build_model
 from common.randomness import seeded
 from common.roster import RosterError
@@ -158,7 +159,7 @@ def _answer(site: Site, order: wire.Order, message: Message, lines: Sequence[Ent
         private.demand_unprotected(site, known)
     if known.aggregation.secure:
         return _masked(site, known, order, message)
-    if order.session or order.kind not in ("update", "evaluate"):
+    if order.session or answering(order.kind) is None:
         raise MessageError("an order of secure aggregation in a study without it")
     return replace(verdict(site, order, Reason.OK), vector=vector(site, known, order, message))
 
@@ -178,7 +179,7 @@ def demand_server(site: Site, order: wire.Order, message: Message) -> None:
         wire.demand_order_by(roster.server, message.content)
     except MessageError as error:
         raise RosterError(f"an order that the server of this site's roster has not signed ({error})") from error
-    if order.kind in ("propose", "update", "evaluate"):
+    if order.kind == "propose" or answering(order.kind):
         heads.take(site, order.heads, roster.identities)
 
 
@@ -201,7 +202,12 @@ def _masked(site: Site, study: Study, order: wire.Order, message: Message) -> wi
 
 
 def vector(site: Site, study: Study, order: wire.Order, message: Message) -> wire.Vector:
-    """What the site has to say to an `update` or `evaluate` order, not yet masked."""
+    """What the site has to say to a `count`, `update` or `evaluate` order, not yet masked."""
+    guarantee.class_prior(study, order.kind, order.prior)
+    if order.kind == "count":
+        if order.weights_hash:
+            raise MessageError("an order to count classes, with weights")
+        return private.count(site, study, order, lambda: _dataset(site, study))
     model = _model(study)
     shapes = params.shapes(model, trainable=False)
     params.assign(model, wire.weights_from(message.content, order, length=params.length(shapes)))

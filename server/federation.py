@@ -13,12 +13,14 @@ from torch import Tensor
 
 from common import anchor, guarantee, params, wire
 from common.errors import Reason, RunError, StudyError
-from common.layout import Answering, Layout, layout_of
+from common.kinds import Answering
+from common.layout import Layout, layout_of
 from common.models import build_model, load_pretrained
 from common.randomness import seeded
 from common.study import Study
 from common.tasks import task_of
 from server import aggregate, checkpoint, model_card, rounds
+from server.class_counts import class_counts
 from server.events import EventLog
 from server.exchange import Credentials, Exchange
 from server.gathering import Clear, Gathered, Gathering, Tally
@@ -154,6 +156,8 @@ class _Run:
 
     def all_rounds(self) -> None:
         """Rounds until the study's number is reached, then the last evaluation and the model."""
+        if guarantee.counts(self._study) and not self._saved.prior:
+            self._count()
         for number in range(self._saved.round + 1, self._study.study.rounds + 1):
             done = self._attempts(number, "update")
             weight = self._public_weight(done.round.participants)
@@ -163,11 +167,7 @@ class _Run:
             released = {"released": self._release(number)} if number in self._releases else {}
             self._record(
                 {
-                    "event": "round",
-                    "round": number,
-                    "attempt": done.round.attempt,
-                    "participants": list(done.round.participants),
-                    "absent": {site: str(reason) for site, reason in sorted(done.round.absent.items())},
+                    **_closed("round", done),
                     "metrics": {"val": metrics.get("validation", {})},
                     "bytes_up": done.tally.bytes_up,
                     "bytes_down": done.tally.bytes_down,
@@ -178,6 +178,16 @@ class _Run:
             )
             checkpoint.save_checkpoint(self._options.out / "checkpoints", self._saved)
         self._finish()
+
+    def _count(self) -> None:
+        """How common the classes are: round 0, closed once. A run that goes on has it from its checkpoint, as the sites
+        would be charged for another.
+        """
+        done = self._attempts(0, "count")
+        found = class_counts(done.total, self._study, sites=len(done.round.participants))
+        self._saved = replace(self._saved, prior=tuple(found["prior"]))
+        self._record({**_closed("counted", done), **found})
+        checkpoint.save_checkpoint(self._options.out / "checkpoints", self._saved)
 
     def _finish(self) -> None:
         """Evaluate the weights that the study selects, and write the model."""
@@ -275,7 +285,7 @@ class _Run:
             absent = {site: str(reason) for site, reason in sorted(done.round.absent.items())}
             why = {"why": done.round.failed} if done.round.failed else {}
             self._record({"event": "retry", "round": number, "attempt": attempt, "absent": absent, **why})
-        what = f"round {number}" if kind == "update" else "the last evaluation"
+        what = {"count": "the class histogram", "evaluate": "the last evaluation"}.get(kind, f"round {number}")
         reason = (
             f"{what}: fewer than {agreement.min_sites} sites answered, {retries + 1} times in a row"
             f" (absent: {', '.join(f'{site} {why}' for site, why in absent.items())}); {_mended(set(absent.values()))}"
@@ -296,13 +306,15 @@ class _Run:
         )
         if state.outcome == "abandoned":  # what would be charged for it would be lost
             return Gathered(round=state, tally=Tally(), total=np.zeros(0))
+        weights = None if kind == "count" else self._saved.weights
         order = wire.Order(
             kind=kind,
             round=number,
             attempt=attempt,
             study_hash=self._study.sha256,
-            weights=self._saved.weights,
-            weights_hash=wire.digest_of(self._saved.weights),
+            weights=weights,
+            weights_hash="" if weights is None else wire.digest_of(weights),
+            prior=self._saved.prior if kind == "update" else (),
             run=self._saved.run,
             heads=self._heads.told(),
         )
@@ -316,6 +328,13 @@ class _Run:
             self._logs[answer.site] = anchor.plain(answer.audit)
         followed = order.heads if answer.reason is Reason.OK else ()
         self._heads.hear(answer.heads, site=answer.site, followed=followed)
+
+
+def _closed(event: str, done: Gathered) -> dict[str, Any]:
+    """How a closed round begins in the log."""
+    absent = {site: str(reason) for site, reason in sorted(done.round.absent.items())}
+    number, attempt, participants = done.round.number, done.round.attempt, list(done.round.participants)
+    return {"event": event, "round": number, "attempt": attempt, "participants": participants, "absent": absent}
 
 
 def _mended(reasons: set[str]) -> str:

@@ -7,9 +7,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from common import wire
+from common import kinds, wire
 from common.errors import MessageError, Reason
-from common.layout import Answering, layout_of
+from common.kinds import Answering
+from common.layout import layout_of
 from common.study import Study
 from server import rounds
 from server.aggregate import VectorSum
@@ -75,9 +76,10 @@ class Clear:
 
 def answering(order: wire.Order) -> Answering:
     """The order's kind, if it is answered with a vector. Raises ValueError."""
-    if order.kind != "update" and order.kind != "evaluate":
+    kind = kinds.answering(order.kind)
+    if kind is None:
         raise ValueError(f"an order of kind {order.kind} has no vector")
-    return order.kind
+    return kind
 
 
 def verdict(received: Received, site: str) -> Reason:

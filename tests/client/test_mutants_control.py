@@ -21,11 +21,11 @@ FAULTS = {
         "rounds = study.study.rounds",
         POLICY,
     ),
-    "any round": ("client/policy.py", "if not 1 <= round <= last:", "if not 1 <= round:", POLICY),
+    "any round": ("client/policy.py", "if not first <= round <= last:", "if not first <= round:", POLICY),
     "models without end": ("client/policy.py", "if not asked < (most :=", "if not asked < 999 + (most :=", POLICY),
     "a round that is done again counts": (
         "client/permit.py",
-        " - {(order.round, order.weights_hash)}",
+        " - {(order.round, order.asks)}",
         "",
         POLICY,
     ),
