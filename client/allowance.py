@@ -30,11 +30,11 @@ def needs(policy: Policy, study: Study, state: State) -> dict[str, float]:
     """
     order = state.genesis.order
     found: dict[str, float] = {}
-    for event, orders in guarantee.plans(study):
-        if (study.sha256, event.pool) not in state.allocations:
-            amount = orders * spent(rdp_of(event.to_json(), order=order))
-            amount -= state.closed.get((study.sha256, event.pool), 0)
-            found[event.pool] = share(amount, left(policy, state)[event.pool])
+    for pool, parts in guarantee.plans_by_pool(study).items():
+        if (study.sha256, pool) not in state.allocations:
+            amount = sum(orders * spent(rdp_of(event.to_json(), order=order)) for event, orders in parts)
+            amount -= state.closed.get((study.sha256, pool), 0)
+            found[pool] = share(amount, left(policy, state)[pool])
     return found
 
 

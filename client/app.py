@@ -5,7 +5,7 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,10 +18,12 @@ from client.chain_lines import Anchor, Entry
 from client.dataset import Dataset, fingerprint, open_dataset
 from client.session import Invitation
 from client.site import Site, known_study, note_error, open_site, remember
-from common import anchor, params, wire
+from common import anchor, guarantee, params, wire
 from common.errors import FederationError, MessageError, Reason
+from common.kinds import answering
 from common.models import build_model
 from common.randomness import seeded
+from common.roster import RosterError
 from common.study import Study, from_json
 
 WARM = 16  # datasets kept open between messages: enough for the sites of one machine, bounded whatever their number
@@ -95,14 +97,16 @@ def _attested(site: Site, answer: wire.Answer, line: Anchor) -> wire.Answer:
     key = membership.speaks_as(site.folder)
     if key is None:
         return answer
-    told: dict[str, anchor.Head] = {}
-    roster = membership.pinned(site.folder)
-    if roster is not None and (answer.kind == "propose" or answer.reason is not Reason.OK):
-        told = heads.remembered(site, roster.identities)
+    told: list[anchor.Head] = []
+    if answer.kind == "propose" or answer.reason is not Reason.OK:
+        with suppress(FederationError):  # what can't be read can't be told, and is why the site refuses
+            roster = membership.pinned(site.folder)
+            known = {} if roster is None else heads.remembered(site, roster.identities)
+            told = [head for of_one in known.values() for head in of_one]
     if (head := audit.ledger_head(site)) is not None:
-        told[site.name] = anchor.Head.sign(key, site=site.name, sequence=head.sequence, hash=head.hash)
+        told.append(anchor.Head.sign(key, site=site.name, sequence=head.sequence, hash=head.hash))
     stated = anchor.line(line.sequence, line.hash)
-    return replace(answer, audit=stated, heads=tuple(str(head) for head in told.values()))
+    return replace(answer, audit=stated, heads=tuple(map(str, told)))
 
 
 @contextmanager
@@ -155,20 +159,27 @@ def _answer(site: Site, order: wire.Order, message: Message, lines: Sequence[Ent
         private.demand_unprotected(site, known)
     if known.aggregation.secure:
         return _masked(site, known, order, message)
-    if order.session or order.kind not in ("update", "evaluate"):
+    if order.session or answering(order.kind) is None:
         raise MessageError("an order of secure aggregation in a study without it")
     return replace(verdict(site, order, Reason.OK), vector=vector(site, known, order, message))
 
 
 def demand_server(site: Site, order: wire.Order, message: Message) -> None:
-    """A site that has pinned a roster takes orders by the server that it names and by nobody else, and keeps what they
-    tell of the sites' ledgers. Raises MessageError, RosterError, LedgerError, ChainError.
+    """A site that has an identity takes orders by the server that its roster names and by nobody else, as long as the
+    roster is good, and keeps what they tell of the sites' ledgers. Raises RosterError, LedgerError, ChainError.
     """
+    if membership.speaks_as(site.folder) is None:
+        return
     roster = membership.pinned(site.folder)
     if roster is None:
-        return
-    wire.demand_order_by(roster.server, message.content)
-    if order.kind in ("propose", "update", "evaluate"):
+        raise RosterError(f"{site.folder / membership.ROSTER}: missing, so no order is followed: `client join`")
+    if not time.time() < roster.expires:
+        raise RosterError("roster: expired, so no order is followed; ask the coordinator for the next version")
+    try:
+        wire.demand_order_by(roster.server, message.content)
+    except MessageError as error:
+        raise RosterError(f"an order that the server of this site's roster has not signed ({error})") from error
+    if order.kind == "propose" or answering(order.kind):
         heads.take(site, order.heads, roster.identities)
 
 
@@ -191,7 +202,12 @@ def _masked(site: Site, study: Study, order: wire.Order, message: Message) -> wi
 
 
 def vector(site: Site, study: Study, order: wire.Order, message: Message) -> wire.Vector:
-    """What the site has to say to an `update` or `evaluate` order, not yet masked."""
+    """What the site has to say to a `count`, `update` or `evaluate` order, not yet masked."""
+    guarantee.class_prior(study, order.kind, order.prior)
+    if order.kind == "count":
+        if order.weights_hash:
+            raise MessageError("an order to count classes, with weights")
+        return private.count(site, study, order, lambda: _dataset(site, study))
     model = _model(study)
     shapes = params.shapes(model, trainable=False)
     params.assign(model, wire.weights_from(message.content, order, length=params.length(shapes)))

@@ -84,7 +84,7 @@ def verify(folder: Path, anchor: Anchor | None) -> Contents:
 def received(site: Site, order: Order, *, size: int) -> tuple[Entry, ...]:
     """Write down an order before anything is done about it; all lines so far, this one included. `size` in bytes."""
     with opened(site) as log:
-        log.append("received", {**_order(order), "weights": _digest(order.weights_hash), "bytes": size})
+        log.append("received", {**_order(order), "weights": _digest(order.asks), "bytes": size})
         return log.entries
 
 
@@ -145,7 +145,8 @@ def moved(entries: Sequence[Entry], *, study: str, round: int) -> int:
 
 
 def asked(entries: Sequence[Entry], *, study: str, kind: str) -> set[tuple[int, str]]:
-    """Round and weights' digest of every order of this kind that was answered since a person last approved the study.
+    """Round and digest (`Order.asks`) of every order of this kind that was answered since a person last approved the
+    study.
     The same order answered again, in another attempt or after a restart, is one.
     """
     weights: dict[str, str] = {}
@@ -160,6 +161,12 @@ def asked(entries: Sequence[Entry], *, study: str, kind: str) -> set[tuple[int, 
             elif body["reason"] == Reason.OK:
                 found.add((body["round"], weights.get(body["hash"], "")))
     return found
+
+
+def served(entries: Sequence[Entry]) -> set[str]:
+    """Hashes of the studies that were ever given an update or metrics."""
+    given = [entry.body for entry in entries if entry.kind == "answered" and entry.body["reason"] == Reason.OK]
+    return {body["study"] for body in given if body["order"] in ("update", "evaluate")}
 
 
 def close_sums(entries: Sequence[Entry]) -> list[tuple[Entry, Entry, str]]:

@@ -208,11 +208,12 @@ def _ledger(site: Site) -> Iterator[Finding]:
         yield finding(Level.FAIL, "ledger", "was moved to another machine: use it there")
         return
     key = membership.speaks_as(site.folder)
-    heard = None if key is None else heads.own(site, key.public)
-    if heard is not None and not chain.read(site.folder / ledger.FOLDER, ledger.NAME).contains(heard):
-        text = f"does not contain record {heard}, which other sites have heard of: an older copy; nothing is reserved"
-        yield finding(Level.FAIL, "ledger", f"{text}; restore the newest")
-        return
+    contents = chain.read(site.folder / ledger.FOLDER, ledger.NAME)
+    for heard in () if key is None else heads.own(site, key.public):
+        if not contents.contains(heard):
+            text = f"does not contain record {heard}, which other sites have heard of: an older copy"
+            yield finding(Level.FAIL, "ledger", f"{text}; nothing is reserved; restore the newest")
+            return
     shares = {pool: amount / state.genesis.limit for pool, amount in allowance.left(site.policy, state).items()}
     left = ", ".join(f"{max(0.0, share):.0%} of {pool}" for pool, share in shares.items())
     level = Level.WARN if state.unprotected or min(shares.values()) <= 0 else Level.PASS
@@ -266,6 +267,9 @@ def _connection(site: Site) -> Iterator[Finding]:
 def _roster(site: Site, now: float) -> Iterator[Finding]:
     pinned = membership.pinned(site.folder)
     if pinned is None:
+        if (site.folder / membership.KEY).exists():
+            text = "roster.json is missing, so no order is followed: `client join`, or restore it from your backup"
+            yield finding(Level.FAIL, "roster", text)
         return
     own = site.policy
     membership.membership(site.folder, name=site.name, now=int(now), colluding=own.colluding, min_sites=own.min_sites)

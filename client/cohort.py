@@ -32,7 +32,11 @@ def found(
         raise LedgerError(f"{site}: its patients have a ledger already; a second one would forget what was spent")
     if own.nominal_patients not in (None, nominal_patients):
         raise LedgerError(f"{site / 'site.toml'}: nominal_patients = {own.nominal_patients} already: give the same")
-    most = 1 / (10 * max(nominal_patients, 1)) if delta is None else delta
+    if nominal_patients < 1:
+        raise LedgerError(f"nominal_patients = {nominal_patients}; declare at least 1")
+    if not shares["train"] > 0:
+        raise LedgerError("no patients are to train: give the first of the three shares a part")
+    most = 1 / (10 * nominal_patients) if delta is None else delta
     limits = Filter.of(epsilon=epsilon, delta=most)
     with index_file.alone(site):
         if not own.simulated:

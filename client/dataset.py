@@ -149,7 +149,10 @@ def open_dataset(site: Site, study: Study) -> Dataset:
     for patient in patients_of(rows):
         pool = _pool(site, patient, shares)
         for row in patient.rows:
-            truth = task.truth(row.annotation)
+            try:
+                truth = task.truth(row.annotation)
+            except Exception:  # whatever is wrong with one annotation is its own image's matter
+                truth = None
             if truth is None:
                 unusable["no usable annotation for this task and its classes"] += 1
             else:

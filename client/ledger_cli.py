@@ -72,7 +72,10 @@ def create(
     """
     shares = dict(zip(cohort.POOLS, split, strict=True))
     made = cohort.found(site, epsilon=epsilon, delta=delta, nominal_patients=nominal_patients, shares=shares)
-    _, state = _read(site)
+    from client.private import opened  # brings PyTorch, which no help waits for
+
+    with opened(open_site(site)):  # writes down which studies have used the patients without privacy before
+        _, state = _read(site)
     text = f"cohort {made}: {state.statement} {LIMITS} Back up {site / 'keys'} and this ledger, apart."
     _say(as_json, text, cohort=made, statement=state.statement, not_covered=list(NOT_COVERED))
 
@@ -135,8 +138,8 @@ def restore(
     """
     own, identity = open_site(site), membership.speaks_as(site)
     given = None if anchor is None else anchor_from(anchor)
-    heard = None if identity is None else heads.own(own, identity.public)
-    newest = max((one for one in (given, heard) if one), key=lambda one: one.sequence, default=None)
+    heard = () if identity is None else heads.own(own, identity.public)
+    newest = max((one for one in (given, *heard) if one), key=lambda one: one.sequence, default=None)
     last = str(ledger_copy.restore(site / FOLDER, file, patient_key=own.patient_key, anchor=newest))
     _say(as_json, f"goes on at {last}", anchor=last)
 

@@ -1,8 +1,11 @@
 """What a privacy ledger's records mean: its state is a value, and `apply` the only way to the next one."""
 
+import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from client.ledger_records import (
     Allocate,
@@ -28,6 +31,7 @@ class Allocation:
 
     amount: int
     reserved: int = 0
+    orders: Mapping[str, int] = field(default_factory=dict)  # planned, by event as `_named`
 
     @property
     def left(self) -> int:
@@ -50,10 +54,16 @@ class State:
     reserved: Mapping[str, int]  # by pool, for ever
     allocations: Mapping[tuple[str, str], Allocation] = field(default_factory=dict)  # open ones, by study and pool
     closed: Mapping[tuple[str, str], int] = field(default_factory=dict)  # what closed studies have reserved
+    orders: Mapping[tuple[str, str, str], int] = field(default_factory=dict)  # reserved by study, pool, event, for ever
     pending: Mapping[int, Query] = field(default_factory=dict)  # reserves without commit, by sequence number
     stored: Mapping[str, Stored] = field(default_factory=dict)  # by hash of the query
     unprotected: tuple[str, ...] = ()  # studies
     moved: bool = False
+
+    @property
+    def studies(self) -> set[str]:
+        """All that it has a budget of, or had."""
+        return {study for study, _ in (*self.allocations, *self.closed)}
 
     def available(self, pool: str) -> int:
         """What a new study may be allocated: limit - reserved - what open studies may still reserve."""
@@ -78,8 +88,10 @@ def apply(state: State | None, sequence: int, record: Record) -> State:
     """The state after a record; `state` is None before the first.
 
     Guarantees: pure. For each pool, the sum of reserves and of what open studies may still reserve is at most the
-    limit. A reserve is within its allocation. `Close` returns what was allocated and never reserved, and nothing else
-    ever returns anything. A study that was closed and comes back has spent what it had: its epsilon is one for all.
+    limit. A reserve is within its allocation, and no event of the plan is reserved more often than the plan has it: a
+    study of several kinds of orders takes of each no more than it said. `Close` returns what was allocated and never
+    reserved, and nothing else ever returns anything. A study that was closed and comes back has spent what it had: its
+    epsilon is one for all.
     Raises: LedgerError, BudgetError where the budget does not suffice; the state is then as before.
     """
     if state is None or isinstance(record, Genesis):
@@ -125,7 +137,11 @@ def _allocate(state: State, record: Allocate) -> State:
         raise LedgerError(f"study {record.study} has its budget on pool {record.pool} already")
     if record.delta > state.genesis.delta:
         raise LedgerError(f"the study's delta {record.delta:g} is larger than the ledger's {state.genesis.delta:g}")
-    allocation = Allocation(amount=record.amount, reserved=state.closed.get((record.study, record.pool), 0))
+    orders: Counter[str] = Counter()
+    for part in record.parts:
+        orders[_named(part.event)] += part.orders
+    reserved = state.closed.get((record.study, record.pool), 0)
+    allocation = Allocation(amount=record.amount, reserved=reserved, orders=orders)
     available = state.available(record.pool)
     if allocation.left > available:
         raise BudgetError(
@@ -144,14 +160,17 @@ def _reserve(state: State, sequence: int, record: Reserve) -> State:
         )
     if query.sha256 in state.stored:
         raise LedgerError("this order was answered already: it gets the same bytes again, and costs nothing")
-    if record.amount > allocation.left:
+    name = _named(record.event)
+    taken = state.orders.get((*key, name), 0)
+    if record.amount > allocation.left or taken >= allocation.orders.get(name, math.inf):
         raise BudgetError(f"study {record.study} has used up its budget on pool {record.pool}, spare rounds included")
-    spent = Allocation(amount=allocation.amount, reserved=allocation.reserved + record.amount)
+    spent = replace(allocation, reserved=allocation.reserved + record.amount)
     pending = {at: old for at, old in state.pending.items() if old != query and not _overtaken(old, query)}
     return replace(
         state,
         reserved={**state.reserved, record.pool: state.reserved[record.pool] + record.amount},
         allocations={**state.allocations, key: spent},
+        orders={**state.orders, (*key, name): taken + 1},
         pending={**pending, sequence: query},
         stored={name: old for name, old in state.stored.items() if not _overtaken(old.query, query)},
     )
@@ -168,6 +187,11 @@ def _commit(state: State, record: Commit) -> State:
 
 def _overtaken(old: Query, new: Query) -> bool:
     return old.study == new.study and old.round < new.round
+
+
+def _named(event: Mapping[str, Any]) -> str:
+    """An event as text: equal events have equal texts."""
+    return json.dumps(event, sort_keys=True)
 
 
 def _demand_pool(state: State, pool: str) -> None:

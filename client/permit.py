@@ -32,7 +32,7 @@ def order(site: Site, study: Study, order: Order, entries: Sequence[Entry]) -> N
     """An order of a study that was agreed to: both may have changed their mind since. Raises as `study`."""
     _both(site, study, entries)
     moved = audit.moved(entries, study=study.sha256, round=order.round)
-    others = audit.asked(entries, study=study.sha256, kind=order.kind) - {(order.round, order.weights_hash)}
+    others = audit.asked(entries, study=study.sha256, kind=order.kind) - {(order.round, order.asks)}
     policy.check_order(
         site.policy,
         study,

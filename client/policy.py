@@ -14,6 +14,7 @@ from typing import Annotated, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from common.errors import FederationError, Reason
+from common.kinds import Answering, answering
 from common.roster import Roster
 from common.study import MODELS_OF_TASK, Study
 
@@ -193,35 +194,41 @@ def check_order(policy: Policy, study: Study, *, kind: str, round: int, now: dat
     answered since the study was last approved; at most `most_asked` with this one.
     Raises PolicyError: a round that the study does not have, an hour that is closed, too many bytes, too many models.
     """
-    last = study.study.rounds + (0 if kind == "update" else 1)  # the last evaluation is numbered behind the rounds
-    if not 1 <= round <= last:
-        raise PolicyError(f"round {round} of study {study.study.name!r}, which has rounds 1 to {last}: refused")
-    if kind not in ("update", "evaluate"):
+    vector, counts = answering(kind), study.training.class_prior == "released"  # that histogram is round 0
+    first = 0 if counts and vector in ("count", None) else 1
+    last = 0 if kind == "count" else study.study.rounds + (0 if kind == "update" else 1)  # the last evaluation's
+    if not first <= round <= last:
+        raise PolicyError(
+            f"round {round} of study {study.study.name!r}, which has rounds {first} to {last} to {kind}: refused"
+        )
+    if vector is None:
         return
     if not is_open(policy, now.time()):
         raise PolicyError(f"{now:%H:%M} is outside of hours = {list(policy.hours)} ([policy] of site.toml): refused")
     if policy.round_bytes is not None:
-        most = moved + _vector_bytes(study, kind)
+        most = moved + _vector_bytes(study, vector)
         if not most <= policy.round_bytes:
             raise PolicyError(
                 f"round {round} would have moved {most} bytes, and round_bytes = {policy.round_bytes} ([policy] of"
                 " site.toml): refused"
             )
-    if not asked < (most := most_asked(policy, study, kind)):
+    if not asked < (most := most_asked(policy, study, vector)):
         raise PolicyError(
             f"study {study.study.name!r} has had answers to {asked} orders to {kind}, each with other weights, and"
             f" may have {most}: refused; `client approve` it once more to allow as many again"
         )
 
 
-def most_asked(policy: Policy, study: Study, kind: str) -> int:
-    """How many orders of this kind, `update` or `evaluate`, with other weights or another round each, are answered for
-    each approval of a study: more would be a server's questions about weights that it has chosen.
+def most_asked(policy: Policy, study: Study, kind: Answering) -> int:
+    """How many orders of this kind, with other weights (shares of classes) or another round each, are answered for each
+    approval of a study: more would be a server's questions about weights that it has chosen.
 
     What the study needs, `BEGUN` times over, and of updates no more than `rounds`. An honest run needs it once, however
     often it is stopped, killed and resumed: a round that is done again starts from the same weights. A study that is
     begun from its beginning has other weights from round 2 on where other sites take part, or noise is added.
     """
+    if kind == "count":
+        return BEGUN
     if kind == "update":
         most = BEGUN * (study.study.rounds + study.spare_rounds)
         return most if policy.rounds is None else min(most, policy.rounds)
@@ -305,8 +312,8 @@ def _trained(study: Study) -> list[str]:
     return [name for name, _ in layout_of(study, "update").tensors]
 
 
-def _vector_bytes(study: Study, kind: str) -> int:
+def _vector_bytes(study: Study, kind: Answering) -> int:
     """Bytes of the vector that answers an order of this kind."""
     from common.layout import layout_of
 
-    return 4 * layout_of(study, "evaluate" if kind == "evaluate" else "update").length
+    return 4 * layout_of(study, kind).length

@@ -5,7 +5,7 @@ decides whether an order is answered: a site with one patient, none, or broken i
 its operator reads the error in the site's folder.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from client import audit, cohort, heads, ledger, membership, train
 from client.augment import augment
-from client.dataset import Dataset
+from client.dataset import Dataset, Images
 from client.dp import metrics, selftest
 from client.dp.gradients import Losses, Observed, Trained, trained
 from client.dp.patients import Nobody, Patients, Pool, blank_of
@@ -25,12 +25,11 @@ from client.ledger import Plan as OrdersOf
 from client.ledger_records import LedgerError
 from client.released import Query
 from client.session import Invitation, MaskedIn
-from client.site import Site, note_error
+from client.site import Site, known_study, note_error
 from common import guarantee
 from common.budget import rdp_of
 from common.clip import Bounds
 from common.errors import DataError, StudyError
-from common.event import Event
 from common.layout import LARGEST, layout_of
 from common.models import build_model, groups_of
 from common.noise import fresh_key
@@ -38,6 +37,7 @@ from common.randomness import seeded
 from common.study import Study
 from common.tasks import task_of
 from common.tasks.batch import Batch
+from common.tasks.release import Summed
 from common.wire import Order
 
 SLOTS_PIXELS = 2**21  # of a micro-batch: bounds memory, has no influence on results
@@ -54,13 +54,11 @@ def agree(site: Site, study: Study) -> None:
     check_separable(study)
     with opened(site) as own:
         plans: dict[str, OrdersOf] = {
-            event.pool: [(event.to_json(), orders)]
-            for event, orders in guarantee.plans(study)
-            if (study.sha256, event.pool) not in own.state.allocations
+            pool: [(event.to_json(), orders) for event, orders in parts]
+            for pool, parts in guarantee.plans_by_pool(study).items()
+            if (study.sha256, pool) not in own.state.allocations
         }
-        epsilons: dict[str, float] = {
-            event.pool: guarantee.claim(study, event.pool)[0] for event, _ in guarantee.plans(study)
-        }
+        epsilons: dict[str, float] = {pool: guarantee.claim(study, pool)[0] for pool in plans}
         own.allocate(study.sha256, plans, epsilons=epsilons, delta=guarantee.privacy_of(study).delta)
 
 
@@ -83,17 +81,18 @@ def demand_unprotected(site: Site, study: Study) -> None:
 def update(site: Site, study: Study, order: Order, model: nn.Module, dataset: Open) -> NDArray[np.float32]:
     """Answer to an `update` order: weight x noised update; the weight is public, `model` holds the order's weights.
 
-    The same order gets the same bytes, at no charge. Raises BudgetError when the rounds paid for are used up.
+    The same order gets the same bytes, at no charge; one with other shares of the classes is another order. Raises
+    BudgetError when the rounds paid for are used up, MessageError for shares that can't be any.
     """
+    prior = guarantee.class_prior(study, order.kind, order.prior)
 
     def compute() -> bytes:
-        patients = _patients(site, study, dataset)
+        patients = _patients(site, study, prior, dataset)
         values, observed = noised_update(site, study, model, patients, round=order.round)
         _note(site, order.round, observed)
         return values.astype("<f4").tobytes()
 
-    event = guarantee.order_event(study)
-    released = np.frombuffer(_released(site, study, order, event, compute), "<f4")
+    released = np.frombuffer(_released(site, study, order, compute), "<f4")
     weighted = released * np.float32(guarantee.site_weight(study, nominal_patients(site)))
     return layout_of(study, "update").pack(np.clip(weighted, -LARGEST / 2, LARGEST / 2), {})
 
@@ -104,20 +103,45 @@ def evaluate(site: Site, study: Study, order: Order, model: nn.Module, dataset: 
     The same order gets the same bytes, at no charge. Raises StudyError where the study releases no metrics,
     BudgetError when its releases are used up.
     """
-    event, what = guarantee.release_event(study), guarantee.metrics_of(study)
+    what = guarantee.metrics_of(study)
+    return _noised(site, study, order, what, dataset, lambda images: metrics.parts(model, images, what))
+
+
+def count(site: Site, study: Study, order: Order, dataset: Open) -> NDArray[np.float32]:
+    """Answer to a `count` order: one noised release of the training patients by class.
+
+    The same order gets the same bytes, at no charge. Raises StudyError where the study counts no classes, BudgetError
+    when its histograms are used up.
+    """
+    what = guarantee.counts_of(study)
+    return _noised(site, study, order, what, dataset, lambda images: metrics.class_parts(images, what))
+
+
+def _noised(
+    site: Site,
+    study: Study,
+    order: Order,
+    what: Summed,
+    dataset: Open,
+    parts: Callable[[Images], Iterator[NDArray[np.float64]]],
+) -> NDArray[np.float32]:
+    """A release of a sum over all patients of the pool that the order is about: of nobody where their images can't be
+    had, which must not show.
+    """
+    event = guarantee.event_of(study, order.kind)
 
     def compute() -> bytes:
         try:
-            vectors = metrics.parts(model, dataset().pools[event.pool], what)
+            vectors = parts(dataset().pools[event.pool])
         except Exception as error:
             note_error(site, "images", error)
             vectors = iter(())
         values, seen = metrics.released(vectors, what, event, key=fresh_key())
         if seen.unusable:
-            note_error(site, "metrics", DataError(f"{seen.unusable} of {seen.patients} patients could not be judged"))
+            note_error(site, order.kind, DataError(f"{seen.unusable} of {seen.patients} patients could not be judged"))
         return values.astype("<f4").tobytes()
 
-    return np.frombuffer(_released(site, study, order, event, compute), "<f4")
+    return np.frombuffer(_released(site, study, order, compute), "<f4")
 
 
 def take_up(site: Site, study: Study, order: Order, invitation: Invitation) -> None:
@@ -227,40 +251,57 @@ def nominal_patients(site: Site) -> int:
 
 @contextmanager
 def opened(site: Site) -> Iterator[Ledger]:
-    """The site's ledger, to write; it must contain what the site's own audit log and other sites remember of it.
+    """The site's ledger, to write; it must contain what the site's own audit log and other sites remember of it. It
+    says when this returns which studies have used the patients without differential privacy.
 
     Raises LedgerError where there is none, or an older copy; ChainError where another process has it.
     """
     if not cohort.exists(site.folder):
         raise LedgerError(_NO_LEDGER.format(site.folder))
     key = membership.speaks_as(site.folder)
-    remembered = [audit.ledger_anchor(site), None if key is None else heads.own(site, key.public)]
+    remembered = [audit.ledger_anchor(site)]
+    told = () if key is None else heads.own(site, key.public)
     with Ledger(
         site.folder / ledger.FOLDER,
         patient_key=site.patient_key,
         cost=rdp_of,
-        anchors=[anchor for anchor in remembered if anchor is not None],
+        anchors=[*(anchor for anchor in remembered if anchor is not None), *told],
         anchor_file=site.anchor,
     ) as own:
+        for study in sorted(_unprotected(site) - own.state.studies):
+            own.unprotected(study)
         yield own
+
+
+def _unprotected(site: Site) -> set[str]:
+    """Studies that this site has answered without differential privacy, or of which nobody can tell any more. Before
+    the patients had a ledger nothing else wrote them down.
+    """
+    served = audit.served(audit.entries_of(site.folder))
+    known = {study: known_study(site, study) for study in served}
+    return {study for study, found in known.items() if found is None or found.privacy is None}
 
 
 _NO_LEDGER = "{0}: has no privacy ledger: make one with `client ledger create`, or restore it from its backup"
 
 
 def _query(study: Study, order: Order) -> Query:
-    event = guarantee.order_event(study) if order.kind == "update" else guarantee.release_event(study)
-    return Query(study=study.sha256, pool=event.pool, round=order.round, weights=order.weights_hash)
+    pool = guarantee.event_of(study, order.kind).pool
+    return Query(study=study.sha256, pool=pool, round=order.round, weights=order.asks or _NO_WEIGHTS)
 
 
-def _released(site: Site, study: Study, order: Order, event: Event, compute: Callable[[], bytes]) -> bytes:
+_NO_WEIGHTS = "0" * 64
+
+
+def _released(site: Site, study: Study, order: Order, compute: Callable[[], bytes]) -> bytes:
     with opened(site) as own:
-        return own.release(_query(study, order), event.to_json(), compute)
+        return own.release(_query(study, order), guarantee.event_of(study, order.kind).to_json(), compute)
 
 
-def _patients(site: Site, study: Study, dataset: Open) -> Patients:
-    """The training patients; nobody where their images can't be had, which must not show."""
-    prior = study.training.class_prior
+def _patients(site: Site, study: Study, prior: Sequence[float], dataset: Open) -> Patients:
+    """The training patients, balanced by each class's share; nobody where their images can't be had, which must not
+    show.
+    """
     rarest_first = tuple(min(prior) / share for share in prior)
     balance = study.training.class_balance
     try:

@@ -104,9 +104,9 @@ def join(
         Path | None,
         typer.Option(
             "--proxy-ca",
-            help="Where this hospital's proxy opens TLS: its authority (PEM). The proxy then reads what passes and, in"
-            " studies in the clear, can also change weights, orders and answers, which nobody would notice. With"
-            " aggregation.secure updates stay closed to it, and orders and answers that were changed are refused.",
+            help="Where this hospital's proxy opens TLS: its authority (PEM). The proxy then reads what passes: in"
+            " studies in the clear weights and updates, with aggregation.secure weights and sums alone. Orders and"
+            " answers are signed: one that was changed on the way is refused.",
         ),
     ] = None,
     as_json: JsonOption = False,
@@ -233,6 +233,11 @@ def _preflight(site: Path, connection: Connection, only: str) -> None:
     if only != "supernode":
         _demand_closed(halves.of_worker(site))
         membership.identity_of(site)
+        if membership.pinned(site) is None:
+            raise DataError(
+                f"{site / membership.ROSTER}: missing: restore it from your backup, or `client join` again; without it"
+                " no order is followed"
+            )
     until, beside = time.monotonic() + PATIENCE, only == "supernode"  # the worker has a `client up` of its own
     while (seen := outside.look(site, network=False, running=beside)).executors and time.monotonic() < until:
         time.sleep(0.5)  # a worker whose owner was killed ends by itself

@@ -15,7 +15,7 @@ from client.session import Invitation, Opening, Sessions
 from client.site import Site
 from common import secure
 from common.errors import MessageError
-from common.layout import Answering
+from common.kinds import Answering
 from common.study import Study
 from common.wire import Order, Vector, Words
 
@@ -36,7 +36,7 @@ _runs: dict[Path, dict[tuple[str, str], _Run]] = {}  # by site folder, then by r
 
 
 def respond(site: Site, study: Study, order: Order, compute: Compute, opened: Opened) -> tuple[bytes, Words | None]:
-    """The protocol's message that answers an order, and to `update` and `evaluate` the masked vector.
+    """The protocol's message that answers an order, and to `count`, `update` and `evaluate` the masked vector.
 
     Raises: MessageError for whatever the protocol refuses, RosterError where the site has no place in a roster, and
     what `compute` raises.
@@ -52,14 +52,14 @@ def respond(site: Site, study: Study, order: Order, compute: Compute, opened: Op
             return run.sessions.open(order.session), None
         case "reveal":
             return run.sessions.reveal(order.session), None
-        case "update" | "evaluate" as kind:
+        case "count" | "update" | "evaluate" as kind:
             return _masked(run, study, order, kind, compute)
         case "propose":
             raise MessageError("a proposal is no part of a session")
 
 
 def invited(site: Site, study: Study, order: Order) -> Invitation:
-    """The session that an `update` or `evaluate` order belongs to, joined: before anything is computed for it.
+    """The session that an order for a vector belongs to, joined: before anything is computed for it.
 
     Raises MessageError, RosterError as `respond` does.
     """

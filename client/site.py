@@ -106,7 +106,10 @@ def open_site(folder: Path) -> Site:
         settings = _settings(folder / "site.toml", (folder / "site.toml").read_bytes())
         key = (folder / "keys" / "patient.key").read_bytes()
     except OSError as error:
-        raise _no_site(folder, Path(error.filename or folder), error) from error
+        file = Path(error.filename or folder)
+        if file.name == "patient.key" and (folder / "site.toml").exists():
+            raise DataError(f"{file}: can't be read ({error.strerror}); restore it from your backup") from error
+        raise _no_site(folder, file, error) from error
     if len(key) != 32:
         raise DataError(
             f"{folder / 'keys' / 'patient.key'}: {len(key)} bytes instead of 32; restore it from your backup"

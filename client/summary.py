@@ -7,6 +7,7 @@ from client.ledger_state import State
 from client.site import Site
 from common import guarantee, params
 from common.errors import FederationError
+from common.event import HISTOGRAM_ORDERS, histogram_event
 from common.layout import layout_of
 from common.study import Study
 
@@ -90,6 +91,12 @@ def _protection(site: Site, study: Study) -> list[str]:
         f" {privacy.epsilon:g}, delta {privacy.delta:g} for the training patients in this study,"
         f" {study.study.rounds + study.spare_rounds} rounds paid for in advance."
     )
+    if guarantee.counts(study):
+        histogram = histogram_event()
+        promise += (
+            " Of these patients it also takes, before round 1, how many show each class, with noise (multiplier"
+            f" {histogram.noise_multiplier:g}); {HISTOGRAM_ORDERS} such histograms are paid for within that epsilon."
+        )
     if privacy.evaluation is None:
         promise += " It releases no metrics."
     else:

@@ -181,7 +181,10 @@ def calibrate(
     )
     while excess(high) > 0:
         if high == last:
-            raise AccountingError(f"epsilon = {epsilon:g} at delta {delta:g} is too small for {steps} steps: raise it")
+            more = " and the class histogram" if beside else ""
+            raise AccountingError(
+                f"epsilon = {epsilon:g} at delta {delta:g} is too small for {steps} steps{more}: raise it"
+            )
         high = min(high + 100, last)
     low = high
     while excess(low) <= 0:

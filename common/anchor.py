@@ -70,20 +70,17 @@ class Head:
             return False
         return True
 
-    def follows(self, other: Self | None) -> bool:
-        """Whether who remembers `other` of this site's ledger may be shown this: the same record, or a later one."""
-        if other is None or self.sequence > other.sequence:
-            return True
-        return (self.sequence, self.hash) == (other.sequence, other.hash)
+    def follows(self, other: Self) -> bool:
+        """Whether this is what `other` says of the site's ledger, or may be what became of it: a later record."""
+        return self.sequence > other.sequence or (self.sequence, self.hash) == (other.sequence, other.hash)
 
 
-def newest(heads: Iterable[Head]) -> dict[str, Head]:
-    """The newest of each site; of two with one number the first."""
-    found: dict[str, Head] = {}
+def by_site(heads: Iterable[Head]) -> dict[str, tuple[Head, ...]]:
+    """The heads of each site, by name, none twice, in the order in which they came."""
+    found: dict[str, dict[Head, None]] = {}
     for head in heads:
-        if head.site not in found or found[head.site].sequence < head.sequence:
-            found[head.site] = head
-    return dict(sorted(found.items()))
+        found.setdefault(head.site, {})[head] = None
+    return {site: tuple(found[site]) for site in sorted(found)}
 
 
 def _statement(site: str, line: str) -> bytes:

@@ -17,6 +17,7 @@ Pool = Literal["train", "validation", "test"]
 
 GRID = 2.0**-20  # of the norm's bound: the integers that sums and noise are rounded to
 HISTOGRAM_NOISE_MULTIPLIER = 10.0
+HISTOGRAM_ORDERS = 2  # charged at most in a study: one, and one more where the sum of the first came to nothing
 EPSILON_LIMIT = 50.0  # above it a figure says nothing, and the numerical accountant's grid grows without bound
 LEAST_EPSILON, LEAST_DELTA, MOST_DELTA = 0.01, 1e-10, 0.01
 LEAST_NOISE, MOST_NOISE = 0.05, 1e6
@@ -73,7 +74,7 @@ class Event:
 
 
 def histogram_event(*, grid: float = GRID) -> Event:
-    """One class histogram of the training pool: each patient counts once, in one class; noise multiplier 10."""
+    """One class histogram of the training pool: each patient adds a vector of norm 1 at most; noise multiplier 10."""
     return Event(sample_rate=1.0, noise_multiplier=HISTOGRAM_NOISE_MULTIPLIER, steps=1, grid=grid, pool="train")
 
 

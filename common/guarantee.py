@@ -9,10 +9,20 @@ from functools import lru_cache
 from typing import Any
 
 from common.accounting import ACCOUNTANT, calibrate, epsilon_of, gaussian_release
-from common.errors import StudyError
-from common.event import NEIGHBOURS, UNIT, Event, check_delta, steps_of
+from common.errors import MessageError, StudyError
+from common.event import (
+    HISTOGRAM_ORDERS,
+    NEIGHBOURS,
+    UNIT,
+    Event,
+    Pool,
+    check_delta,
+    histogram_event,
+    steps_of,
+)
 from common.parts import Evaluation, Privacy
 from common.study import Study
+from common.tasks.counts import ClassCounts
 from common.tasks.release import Release, release_of
 
 MOST_UNEQUAL = 3.0  # how often the smallest site's patients may fit into the largest's where sites count the same
@@ -39,9 +49,13 @@ def privacy_of(study: Study) -> Privacy:
 
 @lru_cache(maxsize=64)
 def training_event(study: Study) -> Event:
-    """All noised steps that a site may take, spare rounds included, with the least noise that keeps epsilon.
+    """All noised steps that a site may take, spare rounds included, with the least noise with which they and the class
+    histograms that the study may take keep epsilon together, in whatever order a server asks.
 
     Raises AccountingError where no noise does.
+
+    Source: Vadhan, Zhang 2023, "Concurrent composition theorems for differential privacy" (a server that chooses what
+    comes next does no better than one that asks in a fixed order).
     """
     privacy, steps = privacy_of(study), study.training.local_steps or 0
     return calibrate(
@@ -49,7 +63,49 @@ def training_event(study: Study) -> Event:
         delta=privacy.delta,
         sample_rate=privacy.sample_rate,
         steps=steps_of(rounds=study.study.rounds, spare_rounds=study.spare_rounds, local_steps=steps),
+        beside=[replace(histogram_event(), steps=HISTOGRAM_ORDERS)] if counts(study) else (),
     )
+
+
+def counts(study: Study) -> bool:
+    """Whether the classes' shares come from a released histogram of the training patients."""
+    return study.training.class_prior == "released"
+
+
+def counts_of(study: Study) -> ClassCounts:
+    """What that histogram holds. Raises StudyError where the study has none."""
+    if not counts(study):
+        raise StudyError(f"training.class_prior of study {study.study.name!r} is not 'released': it counts no classes")
+    return ClassCounts(classes=study.study.classes)
+
+
+def event_of(study: Study, kind: str) -> Event:
+    """What an order of this kind costs. Raises StudyError for one that the study has no use for, MessageError for a
+    kind that asks nothing of patients.
+    """
+    match kind:
+        case "count":
+            counts_of(study)
+            return histogram_event()
+        case "update":
+            return order_event(study)
+        case "evaluate":
+            return release_event(study)
+        case _:
+            raise MessageError(f"an order to {kind} asks nothing of patients")
+
+
+def class_prior(study: Study, kind: str, sent: tuple[float, ...]) -> tuple[float, ...]:
+    """Each class's share, by which an order's work is balanced; () where nothing is: the study's own, or where that is
+    released what came with an order to train.
+
+    Guarantees: smallest / each is in (0, 1], whatever was sent.
+    Raises MessageError for shares where none belong, of another number of classes, or not all above 0 and below 1.
+    """
+    prior, expected = study.training.class_prior, len(study.study.classes) if counts(study) and kind == "update" else 0
+    if len(sent) != expected or not all(0 < share < 1 for share in sent):
+        raise MessageError(f"an order to {kind} with shares {list(sent)[:8]}: {expected}, each above 0 and below 1")
+    return sent if isinstance(prior, str) else prior
 
 
 def order_event(study: Study) -> Event:
@@ -80,10 +136,19 @@ def _evaluation(study: Study) -> Evaluation:
 
 
 def plans(study: Study) -> tuple[tuple[Event, int], ...]:
-    """What the study may take of a site: the event of one order, and how many such orders, for each pool it uses."""
-    training = (order_event(study), study.study.rounds + study.spare_rounds)
-    evaluation = privacy_of(study).evaluation
-    return (training,) if evaluation is None else (training, (release_event(study), evaluation.releases))
+    """What the study may take of a site: the event of one order, and how many such orders, for each kind of order."""
+    found = [(order_event(study), study.study.rounds + study.spare_rounds)]
+    if counts(study):
+        found.append((histogram_event(), HISTOGRAM_ORDERS))
+    if (evaluation := privacy_of(study).evaluation) is not None:
+        found.append((release_event(study), evaluation.releases))
+    return tuple(found)
+
+
+def plans_by_pool(study: Study) -> dict[Pool, tuple[tuple[Event, int], ...]]:
+    """`plans`, together where they are of the same patients."""
+    pools = dict.fromkeys(event.pool for event, _ in plans(study))
+    return {pool: tuple(part for part in plans(study) if part[0].pool == pool) for pool in pools}
 
 
 def claim(study: Study, pool: str) -> tuple[float, float]:
@@ -121,13 +186,14 @@ def check_nominal(study: Study, nominal: Mapping[str, int]) -> None:
         )
 
 
-def statement(study: Study, *, nominal_patients: int, rounds_charged: int) -> dict[str, Any]:
-    """Everything that has to stand beside epsilon, for one site. `epsilon` is that of all steps the study may take,
-    `epsilon_charged` that of the steps taken.
+def statement(study: Study, *, nominal_patients: int, rounds_charged: int, counts_charged: int = 0) -> dict[str, Any]:
+    """Everything that has to stand beside epsilon, for one site. `epsilon` is that of all steps and class histograms
+    that the study may take, `epsilon_charged` that of those taken.
     """
     privacy, event = privacy_of(study), training_event(study)
     charged = rounds_charged * (study.training.local_steps or 0)
-    taken = (replace(event, steps=charged),) if charged else ()
+    taken = [replace(event, steps=charged)] if charged else []
+    taken += [replace(histogram_event(), steps=counts_charged)] if counts_charged else []
     found: dict[str, Any] = {
         "epsilon": privacy.epsilon,
         "delta": privacy.delta,
@@ -145,6 +211,12 @@ def statement(study: Study, *, nominal_patients: int, rounds_charged: int) -> di
         "nominal_patients": nominal_patients,
         "not_covered": list(NOT_COVERED),
     }
+    if counts(study):
+        found["histogram"] = {
+            "noise_multiplier": histogram_event().noise_multiplier,
+            "planned": HISTOGRAM_ORDERS,
+            "charged": counts_charged,
+        }
     if privacy.evaluation is not None:
         found["evaluation"] = {
             "epsilon": privacy.evaluation.epsilon,

@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 
 from common import guarantee, params
 from common.errors import DataError
+from common.kinds import Answering
 from common.metrics import Sums
 from common.models import build_model
 from common.study import Study
 from common.tasks import task_of
 
 Pool = Literal["train", "validation", "test"]
-Answering = Literal["update", "evaluate"]  # orders that are answered with a vector
 LARGEST = 2.0**26  # of one value in an answer; more is training gone astray, and could not be added up
-POOLS: dict[str, tuple[Pool, ...]] = {"update": ("validation",), "evaluate": ("validation", "test")}
+POOLS: dict[str, tuple[Pool, ...]] = {"count": (), "update": ("validation",), "evaluate": ("validation", "test")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +31,9 @@ class Layout:
     An `update` carries weight x (local weights - order's weights), the weight, and validation sums of the order's
     weights.
     An `evaluate` answer carries validation and test sums alone.
-    Under `[privacy]` an update carries public weight x noised update and nothing else, and an `evaluate` answer one
-    noised release of metrics (`common.tasks.release`), if the study has any.
+    Under `[privacy]` an update carries public weight x noised update and nothing else, an `evaluate` answer one noised
+    release of metrics (`common.tasks.release`), if the study has any, and a `count` answer one noised histogram of
+    classes (`common.tasks.counts`), if the study has that.
     """
 
     tensors: params.Shapes
@@ -81,8 +82,12 @@ def layout_of(study: Study, kind: Answering) -> Layout:
     with torch.device("meta"):
         tensors = params.shapes(build_model(study), trainable=True) if kind == "update" else ()
     if study.privacy is not None:
-        releases = kind == "evaluate" and study.privacy.evaluation is not None
-        return Layout(tensors=tensors, sums=guarantee.metrics_of(study).layout if releases else ())
+        sums: params.Shapes = ()
+        if kind == "evaluate" and study.privacy.evaluation is not None:
+            sums = guarantee.metrics_of(study).layout
+        if kind == "count" and guarantee.counts(study):
+            sums = guarantee.counts_of(study).layout
+        return Layout(tensors=tensors, sums=sums)
     weight: params.Shapes = (("weight", ()),) if kind == "update" else ()
-    sums = tuple((f"{pool}/{name}", shape) for pool in POOLS[kind] for name, shape in metric_shapes(study).items())
-    return Layout(tensors=tensors, sums=weight + sums)
+    named = tuple((f"{pool}/{name}", shape) for pool in POOLS[kind] for name, shape in metric_shapes(study).items())
+    return Layout(tensors=tensors, sums=weight + named)

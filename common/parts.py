@@ -154,8 +154,12 @@ class Training(Part):
         description="per-image weights or sampling by the site's own class counts, or focal loss; under [privacy] by"
         " class_prior instead of counts",
     )
-    class_prior: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(max_length=1000)] = Field(
-        (), description="share of each class among patients, as publicly known; for class_balance under [privacy]"
+    class_prior: (
+        Literal["released"] | Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(max_length=1000)]
+    ) = Field(
+        (),
+        description="share of each class among patients, as publicly known, or 'released': as a noised histogram of all"
+        " sites' training patients says before round 1; for class_balance under [privacy]",
     )
     augmentation: Literal["none", "standard"] = Field(
         "none", description="standard: flips, shifts, scale, small turns, contrast"

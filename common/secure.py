@@ -2,14 +2,16 @@
 
 import hashlib
 from functools import lru_cache
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common import masking, params
 from common.errors import DataError, StudyError
+from common.kinds import Answering
 from common.lanes import Encoding
-from common.layout import Answering, layout_of
+from common.layout import layout_of
 from common.roster import Roster
 from common.study import Study
 from common.transcript import Setting
@@ -36,7 +38,7 @@ def encoding_of(study: Study, kind: Answering, *, sites: int) -> Encoding:
 
 def setting_of(study: Study, roster: Roster, *, run: str) -> Setting:
     """The setting of all sessions of a run (64 hex digits) under this roster."""
-    kinds: tuple[Answering, ...] = ("update", "evaluate")
+    kinds: tuple[Answering, ...] = get_args(Answering)
     encodings = [encoding_of(study, kind, sites=len(roster.sites)).sha256 for kind in kinds]
     layouts = [bytes.fromhex(layout_of(study, kind).sha256) for kind in kinds]
     return Setting(

@@ -146,7 +146,9 @@ def _fits_without_privacy(study: Study) -> None:
     if study.aggregation.weights == "nominal":
         raise ValueError("aggregation.weights = 'nominal' is for [privacy]: use 'images', 'patients' or 'equal'")
     if study.training.class_prior:
-        raise ValueError("training.class_prior is for [privacy]: without it sites use their own counts; remove it")
+        raise ValueError(
+            f"training.class_prior = {_shown(study)} is for [privacy]: without it sites use their own counts; remove it"
+        )
 
 
 def _fits_privacy(study: Study, privacy: Privacy) -> None:
@@ -167,20 +169,24 @@ def _fits_privacy(study: Study, privacy: Privacy) -> None:
         )
     if (training.class_balance in ("weighted", "sampler")) != bool(training.class_prior):
         raise ValueError(
-            f"training.class_prior = {list(training.class_prior)} with class_balance = {training.class_balance!r}:"
-            " under [privacy] 'weighted' and 'sampler' need it, and only they, as counts of patients are private"
+            f"training.class_prior = {_shown(study)} with class_balance = {training.class_balance!r}: under [privacy]"
+            " 'weighted' and 'sampler' need it, and only they, as counts of patients are private"
         )
-    if training.class_prior and (
-        len(training.class_prior) != len(study.study.classes) or abs(sum(training.class_prior) - 1) > 1e-6
-    ):
-        raise ValueError(
-            f"training.class_prior = {list(training.class_prior)}: one share for each of {len(study.study.classes)}"
-            " classes, with sum 1"
-        )
+    prior, count = training.class_prior, len(study.study.classes)
+    if prior == "released":
+        if count < 2:
+            raise ValueError(f"training.class_prior = {_shown(study)}: there is nothing to balance in one class")
+    elif prior and (len(prior) != count or abs(sum(prior) - 1) > 1e-6):
+        raise ValueError(f"training.class_prior = {_shown(study)}: one share for each of {count} classes, with sum 1")
     if privacy.augmentations > 1 and training.augmentation == "none":
         raise ValueError("privacy.augmentations: several views of an image need training.augmentation = 'standard'")
     if privacy.evaluation is not None and privacy.evaluation.releases > study.study.rounds:
         raise ValueError(f"privacy.evaluation.releases = {privacy.evaluation.releases}: at most one for each round")
+
+
+def _shown(study: Study) -> str:
+    prior = study.training.class_prior
+    return repr(prior if isinstance(prior, str) else list(prior))
 
 
 def load(path: Path, *, changes: dict[str, Any] | None = None) -> Study:

@@ -24,14 +24,16 @@ from common import anchor, body
 from common.crypto import identity
 from common.crypto.identity import SIGNATURE_BYTES, Identity
 from common.errors import MessageError, Reason, WireVersionError
+from common.kinds import Answering, answering
 from common.roster import MOST_SITES
 
-WIRE_VERSION = 3
+WIRE_VERSION = 4
 HEADER_LIMIT = 4 * 2**20  # bytes of a header's JSON
+MOST_HEADS = 8 * MOST_SITES  # of ledgers
 RAW = "fedward.f32le"  # how Flower is told that the bytes are ours
 WORDS = "fedward.u64le"  # the same for masked vectors
 SESSION_LIMIT = 2**25  # bytes of a protocol message: the lists of 100 sites take a few MB
-Kind = Literal["propose", "keys", "shares", "update", "evaluate", "open", "reveal"]
+Kind = Literal["propose", "keys", "shares", "open", "reveal", Answering]
 Vector = NDArray[np.float32]
 Words = NDArray[np.uint64]
 Record = RecordDict  # for rooms that have no door to flwr
@@ -41,6 +43,7 @@ _MESSAGE_TYPES: dict[Kind, str] = {
     "propose": "query",
     "keys": "query",
     "shares": "query",
+    "count": "query",
     "update": "train",
     "evaluate": "evaluate",
     "open": "query",
@@ -50,10 +53,10 @@ _MESSAGE_TYPES: dict[Kind, str] = {
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Order:
-    """What the server asks of a site: `propose` shows the study, `update` asks for training, `evaluate` for metric
-    sums. Under secure aggregation `session` holds the protocol's message that goes with it, and `keys`, `shares`,
-    `open` and `reveal` are orders of that protocol alone (common.requests). `heads`: where the sites' privacy ledgers
-    stood when they last said so, each signed by its site (common.anchor).
+    """What the server asks of a site: `propose` shows the study, `count` asks for a histogram of classes, `update` for
+    training, `evaluate` for metric sums. Under secure aggregation `session` holds the protocol's message that goes with
+    it, and `keys`, `shares`, `open` and `reveal` are orders of that protocol alone (common.requests). `heads`: where
+    the sites' privacy ledgers stood when they last said so, each signed by its site (common.anchor).
     """
 
     kind: Kind
@@ -61,11 +64,21 @@ class Order:
     attempt: int
     study_hash: str
     study_json: str = ""  # in `propose` only
-    weights: Vector | None = None  # all parameters; absent in `propose`, and while only the header has been read
+    weights: Vector | None = None  # all parameters, in `update` and `evaluate`; absent while only the header is read
     weights_hash: str = ""  # hex SHA-256 of the weights' bytes; "" where there are none
+    prior: tuple[float, ...] = ()  # in `update`, where the study has it released: each class's share
     run: str = ""  # Fedward's own id of the run, 64 hex digits
     heads: tuple[str, ...] = ()
     session: bytes = b""
+
+    @property
+    def asks(self) -> str:
+        """Hex digest of what a site is asked about, in whichever attempt or run: the weights, with the classes' shares
+        where those come along. Equal to `weights_hash` where none do.
+        """
+        if not self.prior:
+            return self.weights_hash
+        return hashlib.sha256(json.dumps([self.weights_hash, self.prior]).encode()).hexdigest()
 
     @cached_property
     def sha256(self) -> str:
@@ -77,9 +90,9 @@ class Order:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Answer:
-    """What a site sends back: a verdict, and with `ok` to an update or evaluate order its one flat vector, in the clear
-    or as masked words with the protocol's message. `audit`: where the site's log stands (`common.anchor.line`), or "".
-    `heads`: where its privacy ledger stands, if it has one, and with no vector what it remembers of others'.
+    """What a site sends back: a verdict, and with `ok` to a count, update or evaluate order its one flat vector, in the
+    clear or as masked words with the protocol's message. `audit`: where the site's log stands (`common.anchor.line`),
+    or "". `heads`: where its privacy ledger stands, if it has one, and with no vector what it remembers of others'.
     """
 
     site: str
@@ -109,6 +122,7 @@ def _order_header(order: Order) -> dict[str, Any]:
         "study_hash": order.study_hash,
         "study_json": order.study_json,
         "weights_hash": order.weights_hash,
+        "prior": list(order.prior),
         "run": order.run,
         "heads": list(order.heads),
     }
@@ -182,8 +196,8 @@ def _header(record: RecordDict, expected: dict[str, type]) -> dict[str, Any]:
     for key, kind in expected.items():
         if type(header[key]) is not kind:
             raise MessageError(f"header's {key} is not {kind.__name__}")
-    if len(header["heads"]) > MOST_SITES or not all(isinstance(head, str) for head in header["heads"]):
-        raise MessageError(f"header's heads are not at most {MOST_SITES} texts")
+    if len(header["heads"]) > MOST_HEADS or not all(isinstance(head, str) for head in header["heads"]):
+        raise MessageError(f"header's heads are not at most {MOST_HEADS} texts")
     if not (0 <= header["round"] < 2**31 and 0 <= header["attempt"] < 2**31 and header["kind"] in get_args(Kind)):
         raise MessageError("header's kind, round or attempt is out of range")
     return header
@@ -242,11 +256,15 @@ def order_from(record: RecordDict) -> Order:
     Raises MessageError on anything that isn't an order, WireVersionError for one of another wire version.
     """
     strings = ("kind", "study_hash", "study_json", "weights_hash", "run")
-    header = _header(record, {**dict.fromkeys(strings, str), "round": int, "attempt": int, "heads": list})
+    values = {"round": int, "attempt": int, "heads": list, "prior": list}
+    header = _header(record, {**dict.fromkeys(strings, str), **values})
     header.pop("wire")
+    if not all(type(share) is float for share in header["prior"]):
+        raise MessageError("header's prior is not numbers")
     if header["run"] and (len(header["run"]) != 64 or not set(header["run"]) <= set("0123456789abcdef")):
         raise MessageError("header's run is not 64 hex digits")
-    return Order(**{**header, "heads": tuple(header["heads"])}, session=_session(record))
+    lists = {name: tuple(header[name]) for name in ("heads", "prior")}
+    return Order(**{**header, **lists}, session=_session(record))
 
 
 def demand_order_by(public: bytes, record: RecordDict) -> None:
@@ -302,7 +320,7 @@ def answer_from(record: RecordDict, *, to: Order, length: int, identities: Mappi
     if header["audit"]:
         anchor.plain(header["audit"])
     reason = Reason(header["reason"])
-    carries = reason is Reason.OK and to.kind in ("update", "evaluate")
+    carries = reason is Reason.OK and answering(to.kind) is not None
     if carries != ("vector" in record):
         raise MessageError("a vector where none belongs, or none where one does")
     secure = reason is Reason.OK and bool(to.session)

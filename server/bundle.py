@@ -1,6 +1,6 @@
 """A MONAI bundle: a folder with a network that needs no code of ours, what it is, and how to run it on pictures.
 
-The preprocessing is written in MONAI's words and gives Fedward's numbers to half-precision rounding, for 8-bit
+The preprocessing is written in MONAI's words and gives Fedward's numbers, rounded to half precision, for 8-bit
 pictures. Source: MONAI, "MONAI Bundle" specification.
 """
 
@@ -9,8 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from common.errors import StudyError
 from common.model_files import Model
+from server import bundle_boxes
 from server.checkpoint import write_atomically
 
 NETWORK = "model.pt2"
@@ -18,9 +18,7 @@ _MONAI = "1.5.0"  # for which this was written; newer ones read it too
 
 
 def prepare(model: Model, out: Path) -> Path:
-    """Write all of a bundle but its network, whose path is the answer. Raises StudyError for detectors."""
-    if model.study.study.task == "detection":
-        raise StudyError("a MONAI bundle of a detector would leave its boxes unmerged: use --format onnx or torch")
+    """Write all of a bundle but its network, whose path is the answer."""
     files = {
         "configs/metadata.json": json.dumps(metadata(model), indent=1, ensure_ascii=False),
         "configs/inference.json": json.dumps(inference(model), indent=1, ensure_ascii=False),
@@ -37,7 +35,18 @@ def metadata(model: Model) -> dict[str, Any]:
     """configs/metadata.json."""
     study, (height, width) = model.study, model.study.model.image_size
     names = {str(position): name for position, name in enumerate(study.study.classes)}
-    is_classifier = study.study.task == "classification"
+    is_classifier, is_detector = study.study.task == "classification", study.study.task == "detection"
+    packages = {"fire": "0.5.0", "pillow": "11.0.0", "pytorch-ignite": "0.5.0"}
+    packages |= {"torchvision": version("torchvision").split("+")[0]} if is_detector else {"nibabel": "5.0.0"}
+    pred = {
+        "type": "probabilities" if is_classifier else "image",
+        "format": "classes" if is_classifier else "segmentation",
+        "num_channels": len(names),
+        "spatial_shape": [] if is_classifier else [height, width],
+        "dtype": "float32",
+        "value_range": [0, 1],
+        "is_patch_data": False,
+    }
     return {
         "schema": "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/"
         "meta_schema_20240725.json",
@@ -46,7 +55,7 @@ def metadata(model: Model) -> dict[str, Any]:
         "monai_version": _MONAI,
         "pytorch_version": version("torch").split("+")[0],
         "numpy_version": version("numpy"),
-        "required_packages_version": {"pytorch-ignite": "0.5.0", "pillow": "11.0.0", "nibabel": "5.0.0"},
+        "required_packages_version": packages,
         "name": study.study.name,
         "task": study.study.task,
         "description": f"{study.study.task} of {', '.join(study.study.classes)}, trained by federated learning",
@@ -67,25 +76,14 @@ def metadata(model: Model) -> dict[str, Any]:
                     "channel_def": {"0": "grey"} if study.model.channels == 1 else {"0": "R", "1": "G", "2": "B"},
                 }
             },
-            "outputs": {
-                "pred": {
-                    "type": "probabilities" if is_classifier else "image",
-                    "format": "classes" if is_classifier else "segmentation",
-                    "num_channels": len(names),
-                    "spatial_shape": [] if is_classifier else [height, width],
-                    "dtype": "float32",
-                    "value_range": [0, 1],
-                    "is_patch_data": False,
-                    "channel_def": names,
-                }
-            },
+            "outputs": {"pred": {**(bundle_boxes.output(model) if is_detector else pred), "channel_def": names}},
         },
     }
 
 
 def inference(model: Model) -> dict[str, Any]:
     """configs/inference.json."""
-    is_classifier = model.study.study.task == "classification"
+    task = model.study.study.task
     last = {"_target_": "AsDiscreted", "keys": "pred", "threshold": 0.5}
     saver = {
         "_target_": "ClassificationSaver",
@@ -95,7 +93,7 @@ def inference(model: Model) -> dict[str, Any]:
         "output_transform": "$lambda output: [one['pred'] for one in output]",
     }
     pictures = {"_target_": "SaveImaged", "keys": "pred", "output_dir": "@output_dir", "output_postfix": "mask"}
-    return {
+    config: dict[str, Any] = {
         "imports": ["$import glob", "$import torch"],
         "bundle_root": ".",
         "dataset_dir": "$@bundle_root + '/images'",
@@ -111,9 +109,9 @@ def inference(model: Model) -> dict[str, Any]:
         "inferer": {"_target_": "SimpleInferer"},
         "postprocessing": {
             "_target_": "Compose",
-            "transforms": [] if is_classifier else [last, {**pictures, "output_ext": ".nii.gz"}],
+            "transforms": [last, {**pictures, "output_ext": ".nii.gz"}] if task == "segmentation" else [],
         },
-        "handlers": [saver] if is_classifier else [],
+        "handlers": [saver] if task == "classification" else [],
         "evaluator": {
             "_target_": "SupervisedEvaluator",
             "device": "@device",
@@ -125,6 +123,7 @@ def inference(model: Model) -> dict[str, Any]:
         },
         "run": ["$@evaluator.run()"],
     }
+    return {**config, **bundle_boxes.merging(model)} if task == "detection" else config
 
 
 def _transforms(model: Model) -> list[dict[str, Any]]:
@@ -157,6 +156,8 @@ def _transforms(model: Model) -> list[dict[str, Any]]:
         {"_target_": "Lambdad", "keys": "image", "func": colour},
         {"_target_": "Lambdad", "keys": "image", "func": resized},
         {"_target_": "SpatialPadd", "keys": "image", "spatial_size": [height, width], "mode": "constant"},
+        {"_target_": "CastToTyped", "keys": "image", "dtype": "$torch.float16"},  # as it is kept at a site
+        {"_target_": "CastToTyped", "keys": "image", "dtype": "$torch.float32"},
     ]  # fmt: skip
 
 
@@ -164,6 +165,13 @@ _UPRIGHT = """
 The model has learnt from images turned by their headers, and pictures have none: give them with columns that count to
 the patient's left and rows that count to the feet (of axial slices to the back), and with square pixels.
 """
+
+
+_WRITES = {
+    "classification": "a table of probabilities",
+    "segmentation": "masks",
+    "detection": "a JSON file for each picture (class, score, and corners x1, y1, x2, y2 in its pixels)",
+}
 
 
 def _readme(model: Model) -> str:
@@ -176,8 +184,8 @@ def _readme(model: Model) -> str:
 
     python -m monai.bundle run --config_file configs/inference.json --bundle_root .
 
-reads 8-bit pictures from `images/` and writes to `eval/`. DICOM files, windows and results as DICOM objects:
-`python -m client predict` of Fedward, with the model's own files.
+reads 8-bit pictures from `images/` and writes to `eval/` {_WRITES[study.study.task]}.
+DICOM files, windows and results as DICOM objects: `python -m client predict` of Fedward, with the model's own files.
 {_UPRIGHT if study.preprocessing.orientation == "patient" else ""}
 Study SHA-256 {study.sha256}, weights SHA-256 {model.weights_sha256}.
 """

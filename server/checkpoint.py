@@ -32,6 +32,7 @@ class Checkpoint:
     weights: NDArray[np.float32]  # all parameters, frozen ones included
     kept: NDArray[np.float32]
     kept_score: float | None  # of the best weights on validation
+    prior: tuple[float, ...] = ()  # each class's share, where the study has it released; round 0 is its checkpoint
 
 
 def write_atomically(path: Path, parts: Iterable[bytes]) -> None:
@@ -73,6 +74,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         "architecture": checkpoint.architecture,
         "round": str(checkpoint.round),
         "kept_score": json.dumps(checkpoint.kept_score),
+        "prior": json.dumps(checkpoint.prior),
     }
     write_atomically(folder / f"round-{checkpoint.round:06d}.safetensors", [save(arrays, metadata)])
     for old in _all(folder)[:-KEEP]:
@@ -101,6 +103,7 @@ def newest(folder: Path, *, study_hash: str, architecture: str) -> Checkpoint | 
                 weights=arrays["weights"],
                 kept=arrays["kept"],
                 kept_score=json.loads(metadata["kept_score"]),
+                prior=tuple(json.loads(metadata.get("prior", "[]"))),  # a release from before didn't write it
             )
         except (OSError, SafetensorError, KeyError, ValueError):
             continue

@@ -2,6 +2,7 @@
 
 Every event has "event", its kind, and "time", seconds since 1970. Kinds and what else they hold:
 started: run, study, study_hash, backend, sites. resumed: round. retry: round, attempt, absent.
+counted (the class histogram, before round 1): round 0, attempt, participants, absent, classes, noise, prior.
 round: round, attempt, participants, absent, metrics, bytes_up, bytes_down, seconds. Its metrics describe the weights
 that entered it, those after the round before. retry, round and final also have audit: by site, where its log stood.
 final: val, test. finished. stopped: reason.
@@ -129,7 +130,8 @@ def summary(events: Sequence[Event]) -> dict[str, Any]:
     """What summary.json holds of a run, from its events alone. `final` is {} until the run has come so far.
 
     Under `[privacy]`: `final_private`, the released metrics, and `privacy`, by site, everything that has to stand
-    beside epsilon; its steps are those of the answers that the server had.
+    beside epsilon; its steps and histograms are those of the answers that the server had. `class_counts`: the released
+    histogram, if there is one.
 
     Raises RunError without a `started` event.
     """
@@ -150,11 +152,15 @@ def summary(events: Sequence[Event]) -> dict[str, Any]:
     if started["study"].get("privacy") is not None:
         study = parse(started["study"], where="events.jsonl")
         found["final_private"] = released[-1] if released else {}
+        histograms = [event for event in counted if event["event"] == "counted"]
+        if histograms:
+            found["class_counts"] = {key: histograms[-1][key] for key in ("classes", "noise", "prior", "participants")}
         found["privacy"] = {
             site: guarantee.statement(
                 study,
                 nominal_patients=nominal,
                 rounds_charged=sum(site in round["participants"] for round in found["rounds"]),
+                counts_charged=sum(site in event["participants"] for event in histograms),
             )
             for site, nominal in sorted(started["nominal_patients"].items())
         }
@@ -165,6 +171,11 @@ def charged(events: Sequence[Event]) -> float | None:
     """The largest epsilon that a site has been charged so far; None in a study without `[privacy]`."""
     sites = summary(events).get("privacy", {}).values()
     return max((float(site["epsilon_charged"]) for site in sites), default=None)
+
+
+def name_of(round: int) -> str:
+    """What a round is called: number 0 is the class histogram."""
+    return f"round {round}" if round else "the class histogram"
 
 
 def moved(event: Event) -> tuple[int, int]:

@@ -27,6 +27,9 @@ _ABSENT = {  # what Flower itself answers in the place of a site, by its error c
 }
 
 
+Hear = Callable[[wire.Order, wire.Answer], None]
+
+
 class Clock:
     """Seconds that pass. A simulation has one of its own, so that waiting for a laggard takes no time."""
 
@@ -66,13 +69,18 @@ class Credentials:
 class Exchange:
     """One end of a Flower grid: who is online, and one order at a time to some of them.
 
-    With `credentials` every order is signed, and every answer has to be, by a site of the roster.
+    With `credentials` every order is signed, and every answer has to be, by a site of the roster; `listen` to them.
     """
 
     def __init__(self, grid: Grid, clock: Clock, credentials: Credentials | None = None) -> None:
         self._grid, self._clock, self._number = grid, clock, 0
         self._key = None if credentials is None else credentials.key
         self._identities = None if credentials is None else credentials.roster.identities
+        self._hear: Hear | None = None
+
+    def listen(self, hear: Hear | None) -> None:
+        """Have every answer that its site has signed shown to `hear`, with the order that it answers."""
+        self._hear = hear
 
     def online(self) -> frozenset[int]:
         """Nodes that Flower believes to be reachable now."""
@@ -158,6 +166,8 @@ class Exchange:
             answer = wire.answer_from(message.content, to=order, length=length, identities=self._identities)
         except MessageError as error:
             return error.code, None, size
+        if self._identities is not None and self._hear is not None:
+            self._hear(order, answer)
         return answer.reason, answer, size
 
     def _push(self, order: wire.Order, record: RecordDict, *, node: int, ttl: float) -> str:

@@ -19,11 +19,14 @@ def command(
     onnx   OUT/model.onnx, for onnxruntime and others;
            needs onnx, onnxruntime, onnxscript
     torch  OUT/model.pt2, for torch.export.load
-    monai  OUT as a MONAI bundle: configs, models, docs; not of detectors
+    monai  OUT as a MONAI bundle: configs, models, docs
 
     The input is an image as the study's preprocessing leaves it, from 0 to 1; mean, std and the last activation are
-    inside, and classes, preprocessing and hashes stand in the file. A detector (retinanet) gives the boxes and scores
-    of all its anchors, which the caller merges. What was written is opened again and has to answer within 0.0001.
+    inside, and classes, preprocessing and hashes stand in the file. A detector gives boxes and scores of all its
+    anchors (retinanet) or proposals (fasterrcnn), which the caller merges: those above 0.05, of retinanet the 1000
+    best of each level of the pyramid; by class no overlap above 0.5; the 100 best. A bundle does that itself and
+    writes a JSON file for each picture. Import torchvision before opening fasterrcnn with torch.export.load.
+    What was written is opened again and has to answer within 0.0001.
 
     A model that was trained without differential privacy can carry traces of patients in any form.
     """

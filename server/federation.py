@@ -13,15 +13,17 @@ from torch import Tensor
 
 from common import anchor, guarantee, params, wire
 from common.errors import Reason, RunError, StudyError
-from common.layout import Answering, Layout, layout_of
+from common.kinds import Answering
+from common.layout import Layout, layout_of
 from common.models import build_model, load_pretrained
 from common.randomness import seeded
 from common.study import Study
 from common.tasks import task_of
 from server import aggregate, checkpoint, model_card, rounds
+from server.class_counts import class_counts
 from server.events import EventLog
 from server.exchange import Credentials, Exchange
-from server.gathering import Clear, Gathered, Gathering
+from server.gathering import Clear, Gathered, Gathering, Tally
 from server.heads import NAME, Heads
 from server.private_metrics import private_metrics
 from server.proposals import Proposals, SitesOf
@@ -54,7 +56,10 @@ def run(exchange: Exchange, study: Study, options: Options) -> None:
     same result.
     Raises RunError when a round failed `round_retries` times more in a row, or when OUT can't be used.
     """
-    _Run(exchange, study, options).all_rounds()
+    try:
+        _Run(exchange, study, options).all_rounds()
+    finally:
+        exchange.listen(None)  # or exchange and run would hold each other, with all of the run's arrays
 
 
 def _check_nominal(study: Study, options: Options) -> None:
@@ -88,9 +93,10 @@ class _Run:
         }
         self._proposals = Proposals(exchange, study, options.roster, options.sites_of)
         self._logs: dict[str, str] = {}  # where each site's audit log stood when it last answered
-        self._open()
         own = options.credentials
         self._heads = Heads(options.heads or options.out / NAME, {} if own is None else own.roster.identities)
+        exchange.listen(self._hear)
+        self._open()
         self._gathering = self._way()
 
     def _open(self) -> None:
@@ -150,6 +156,8 @@ class _Run:
 
     def all_rounds(self) -> None:
         """Rounds until the study's number is reached, then the last evaluation and the model."""
+        if guarantee.counts(self._study) and not self._saved.prior:
+            self._count()
         for number in range(self._saved.round + 1, self._study.study.rounds + 1):
             done = self._attempts(number, "update")
             weight = self._public_weight(done.round.participants)
@@ -159,11 +167,7 @@ class _Run:
             released = {"released": self._release(number)} if number in self._releases else {}
             self._record(
                 {
-                    "event": "round",
-                    "round": number,
-                    "attempt": done.round.attempt,
-                    "participants": list(done.round.participants),
-                    "absent": {site: str(reason) for site, reason in sorted(done.round.absent.items())},
+                    **_closed("round", done),
                     "metrics": {"val": metrics.get("validation", {})},
                     "bytes_up": done.tally.bytes_up,
                     "bytes_down": done.tally.bytes_down,
@@ -174,6 +178,16 @@ class _Run:
             )
             checkpoint.save_checkpoint(self._options.out / "checkpoints", self._saved)
         self._finish()
+
+    def _count(self) -> None:
+        """How common the classes are: round 0, closed once. A run that goes on has it from its checkpoint, as the sites
+        would be charged for another.
+        """
+        done = self._attempts(0, "count")
+        found = class_counts(done.total, self._study, sites=len(done.round.participants))
+        self._saved = replace(self._saved, prior=tuple(found["prior"]))
+        self._record({**_closed("counted", done), **found})
+        checkpoint.save_checkpoint(self._options.out / "checkpoints", self._saved)
 
     def _finish(self) -> None:
         """Evaluate the weights that the study selects, and write the model."""
@@ -264,14 +278,14 @@ class _Run:
         """A round tried until it closes, `round_retries` times more at the most."""
         agreement, retries = self._study.study, self._study.study.round_retries
         for attempt in range(1, retries + 2):
-            self._proposals.show(number, attempt, run=self._saved.run, hear=self._hear, heads=self._heads.told)
+            self._proposals.show(number, attempt, run=self._saved.run, heads=self._heads.told)
             done = self._gather(number, attempt, kind)
             if done.round.outcome == "closed":
                 return done
             absent = {site: str(reason) for site, reason in sorted(done.round.absent.items())}
             why = {"why": done.round.failed} if done.round.failed else {}
             self._record({"event": "retry", "round": number, "attempt": attempt, "absent": absent, **why})
-        what = f"round {number}" if kind == "update" else "the last evaluation"
+        what = {"count": "the class histogram", "evaluate": "the last evaluation"}.get(kind, f"round {number}")
         reason = (
             f"{what}: fewer than {agreement.min_sites} sites answered, {retries + 1} times in a row"
             f" (absent: {', '.join(f'{site} {why}' for site, why in absent.items())}); {_mended(set(absent.values()))}"
@@ -290,27 +304,37 @@ class _Run:
             present=nodes.values(),
             absent=self._proposals.absent(),
         )
+        if state.outcome == "abandoned":  # what would be charged for it would be lost
+            return Gathered(round=state, tally=Tally(), total=np.zeros(0))
+        weights = None if kind == "count" else self._saved.weights
         order = wire.Order(
             kind=kind,
             round=number,
             attempt=attempt,
             study_hash=self._study.sha256,
-            weights=self._saved.weights,
-            weights_hash=wire.digest_of(self._saved.weights),
+            weights=weights,
+            weights_hash="" if weights is None else wire.digest_of(weights),
+            prior=self._saved.prior if kind == "update" else (),
             run=self._saved.run,
             heads=self._heads.told(),
         )
         done = self._gathering.gather(nodes, order, state)
-        for answer in done.tally.answers.values():
-            self._hear(answer)
         self._proposals.forget(site for site, reason in done.round.absent.items() if reason is Reason.STUDY_CHANGED)
         return done
 
-    def _hear(self, answer: wire.Answer) -> None:
+    def _hear(self, order: wire.Order, answer: wire.Answer) -> None:
         """Keep where the site says that its audit log stands, and what it says of privacy ledgers."""
         if answer.audit:
             self._logs[answer.site] = anchor.plain(answer.audit)
-        self._heads.hear(answer.heads)
+        followed = order.heads if answer.reason is Reason.OK else ()
+        self._heads.hear(answer.heads, site=answer.site, followed=followed)
+
+
+def _closed(event: str, done: Gathered) -> dict[str, Any]:
+    """How a closed round begins in the log."""
+    absent = {site: str(reason) for site, reason in sorted(done.round.absent.items())}
+    number, attempt, participants = done.round.number, done.round.attempt, list(done.round.participants)
+    return {"event": event, "round": number, "attempt": attempt, "participants": participants, "absent": absent}
 
 
 def _mended(reasons: set[str]) -> str:

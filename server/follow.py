@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from common.errors import RunError
-from server.events import Event, moved, read
+from server.events import Event, moved, name_of, read
 
 ENDS = ("finished", "stopped")
 _HEADLINES = ("auc", "dice", "map50")
@@ -52,13 +52,15 @@ def line(event: Event, *, rounds: int, epsilon: float | None = None) -> str:
         return f"started: {len(event['sites'])} sites, {rounds} rounds"
     if kind == "resumed":
         return f"resumed after round {event['round']}"
+    if kind == "counted":
+        return f"classes counted, with noise: {len(event['participants'])} sites{missing}"
     if kind == "round":
         took = event["seconds"].get("train", 0.0)
         score = _score(event.get("metrics", {}).get("val", {}))
         closed = f"round {event['round']} of {rounds}: {len(event['participants'])} sites in {took:.0f} s"
         return f"{closed}, {cost(*moved(event), epsilon)}{score}{missing}"
     if kind == "retry":
-        return f"round {event['round']}, attempt {event['attempt']}: too few sites{missing}"
+        return f"{name_of(event['round'])}, attempt {event['attempt']}: too few sites{missing}"
     if kind == "final":
         return f"final{_score(event.get('test', {}))}"
     if kind == "stopped":

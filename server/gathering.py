@@ -1,15 +1,16 @@
 """How the answers to one attempt at a round are collected: added up as they come, none kept."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from common import wire
+from common import kinds, wire
 from common.errors import MessageError, Reason
-from common.layout import Answering, layout_of
+from common.kinds import Answering
+from common.layout import layout_of
 from common.study import Study
 from server import rounds
 from server.aggregate import VectorSum
@@ -18,19 +19,16 @@ from server.exchange import Exchange, Received
 
 @dataclass(kw_only=True)
 class Tally:
-    """Bytes and seconds of each site, over all exchanges of an attempt, and what it said last."""
+    """Bytes and seconds of each site, over all exchanges of an attempt."""
 
     bytes_up: dict[str, int] = field(default_factory=dict)
     bytes_down: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-    answers: dict[str, wire.Answer] = field(default_factory=dict)  # the last of each site, without its numbers
 
     def add(self, site: str, received: Received) -> None:
         self.bytes_up[site] = self.bytes_up.get(site, 0) + received.bytes_up
         self.bytes_down[site] = self.bytes_down.get(site, 0) + received.bytes_down
         self.seconds[site] = round(self.seconds.get(site, 0.0) + received.seconds, 6)
-        if received.answer is not None and received.answer.site == site:
-            self.answers[site] = replace(received.answer, vector=None, words=None, session=b"")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -78,9 +76,10 @@ class Clear:
 
 def answering(order: wire.Order) -> Answering:
     """The order's kind, if it is answered with a vector. Raises ValueError."""
-    if order.kind != "update" and order.kind != "evaluate":
+    kind = kinds.answering(order.kind)
+    if kind is None:
         raise ValueError(f"an order of kind {order.kind} has no vector")
-    return order.kind
+    return kind
 
 
 def verdict(received: Received, site: str) -> Reason:

@@ -7,7 +7,7 @@ from typing import Any
 from common import page
 from common.page import Figure, Note, Numbers, Section, Table, Text
 from server import participation, performance, protection
-from server.events import Event, anchors, effective, summary
+from server.events import Event, anchors, effective, name_of, summary
 from server.performance import HEADLINES, NAMES
 
 SHOWN = 12  # rounds of the table, the newest first
@@ -25,6 +25,9 @@ def state(events: Sequence[Event]) -> tuple[str, float]:
         return "writing the model", last["time"]
     if len(rounds) >= total:
         return "evaluating the final model", last["time"]
+    released = counted[0]["study"]["training"]["class_prior"] == "released"
+    if released and all(event["event"] != "counted" for event in counted):
+        return "counting the classes, with noise", last["time"]
     attempt = f", attempt {last['attempt'] + 1}" if last["event"] == "retry" else ""
     return f"round {len(rounds) + 1} of {total} is open{attempt}", last["time"]
 
@@ -62,7 +65,8 @@ def _now(found: Mapping[str, Any], study: Mapping[str, Any], counted: Sequence[E
         blocks.append(Note(text=f"The run stopped: {last['reason']}", tone="warning"))
     elif last["event"] == "retry":
         absent = "; ".join(f"{site}: {participation.in_words(why)}" for site, why in sorted(last["absent"].items()))
-        text = f"Round {last['round']}, attempt {last['attempt']} had too few sites and is repeated. {absent}"
+        name = name_of(last["round"])
+        text = f"{name[:1].upper()}{name[1:]}, attempt {last['attempt']} had too few sites and is repeated. {absent}"
         blocks.append(Note(text=text, tone="warning"))
     return Section(
         title="Now",

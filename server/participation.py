@@ -7,7 +7,7 @@ from typing import Any
 from common import page
 from common.errors import Reason
 from common.page import Figure, Section, Text
-from server.events import Event
+from server.events import Event, name_of
 
 TITLE = "Who took part"
 _REASONS: dict[str, str] = {
@@ -67,7 +67,11 @@ def _absences(site: str, reasons: Mapping[int, str], rounds: int) -> str:
 def _attempt(event: Event) -> str:
     causes = Counter(event["absent"].values())
     parts = [f"{count} {in_words(code)}" for code, count in causes.items()]
-    return f"Round {event['round']}, attempt {event['attempt']} missed the quorum and was repeated: {', '.join(parts)}."
+    name = name_of(event["round"])
+    return (
+        f"{name[:1].upper()}{name[1:]}, attempt {event['attempt']} missed the quorum and was repeated:"
+        f" {', '.join(parts)}."
+    )
 
 
 def _spans(numbers: Sequence[int]) -> str:

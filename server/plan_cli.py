@@ -9,6 +9,7 @@ import typer
 
 from common import guarantee, params
 from common.errors import DataError, RunError
+from common.event import HISTOGRAM_NOISE_MULTIPLIER
 from common.layout import layout_of
 from common.models import build_model
 from common.randomness import seeded
@@ -39,9 +40,10 @@ def plan(study: StudyFile, folder: Where = HERE, as_json: JsonOption = False) ->
     hours = values["seconds_at_most"] / 3600
     typer.echo(f"time: at most {hours:.1f} h, every round to its deadline; `simulations plan` measures a site's step")
     for name, said in values["privacy"].items():
+        histogram = f"; a histogram of its classes, noise {HISTOGRAM_NOISE_MULTIPLIER:g}" if "histogram" in said else ""
         typer.echo(
             f"{name}: epsilon {said['epsilon']}, delta {said['delta']}, noise {said['noise_multiplier']}; each"
-            f" {said['unit']} of its {said['pool']} pool ({said['neighbours']})"
+            f" {said['unit']} of its {said['pool']} pool ({said['neighbours']}){histogram}"
         )
     if values["privacy"]:
         typer.echo(guarantee.LIMITS)
@@ -69,9 +71,11 @@ def _planned(study: Study, roster: Roster) -> dict[str, Any]:
         "bytes_up": up,
         "bytes_total": sites * (rounds * (down + up) + down),
         "bytes_memory": _TRAINED * length,
-        "seconds_at_most": (rounds + 1) * study.study.round_deadline,
+        "seconds_at_most": (rounds + 1 + guarantee.counts(study)) * study.study.round_deadline,
         "privacy": {
-            name: guarantee.statement(study, nominal_patients=patients, rounds_charged=rounds)
+            name: guarantee.statement(
+                study, nominal_patients=patients, rounds_charged=rounds, counts_charged=int(guarantee.counts(study))
+            )
             for name, patients in nominal.items()
         },
     }

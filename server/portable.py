@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.errors import StudyError
 from common.model_files import Model
 from server.real_scatter import RealScatter
 
@@ -55,41 +54,11 @@ class _PixelScatter(nn.Module):
         return logits
 
 
-class PortableDetector(nn.Module):
-    """Images float32 [B, C, h, w] in [0, 1] to the corners [B, A, 4] in its pixels of all A anchors' boxes, and their
-    scores [B, A, K]. Which of them are one object is for the caller: scores of 0.05 or more, at most 1000 of each of
-    the pyramid's levels, then by class no overlap above 0.5, at most 100.
-
-    Source: Lin et al. 2017, section 4; the boxes' form Girshick et al. 2014, appendix C.
-    """
-
-    anchors: Tensor
-
-    def __init__(self, model: Model) -> None:
-        super().__init__()
-        from common.models.detector import anchors_of
-
-        self.network: Any = model.network
-        self.mean, self.std = model.study.preprocessing.mean, model.study.preprocessing.std
-        self.height, self.width = model.study.model.image_size
-        shape = (1, model.study.model.channels, *model.study.model.image_size)
-        self.register_buffer("anchors", anchors_of(model.network, torch.zeros(shape)))
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        found = self.network.head(list(self.network.backbone((images - self.mean) / self.std).values()))
-        deltas, sides = found["bbox_regression"], self.anchors[:, 2:] - self.anchors[:, :2]
-        centres = self.anchors[:, :2] + sides / 2 + deltas[..., :2] * sides
-        half = torch.exp(torch.clamp(deltas[..., 2:], max=self.network.box_coder.bbox_xform_clip)) * sides / 2
-        corners = torch.cat([centres - half, centres + half], dim=-1).clamp(min=0)
-        limit = torch.tensor([self.width, self.height, self.width, self.height], dtype=corners.dtype)
-        return torch.minimum(corners, limit), torch.sigmoid(found["cls_logits"])
-
-
 def portable(model: Model) -> nn.Module:
-    """The model as it is exported. Raises StudyError for one whose inside depends on what it finds."""
-    name = model.study.model.name
-    if name == "fasterrcnn":
-        raise StudyError("fasterrcnn asks itself again about what it has proposed: only retinanet can be exported")
-    if name == "retinanet":
-        return PortableDetector(model).eval()
-    return Portable(model).eval()
+    """The model as it is exported."""
+    if model.study.study.task != "detection":
+        return Portable(model).eval()
+    from server.portable_detectors import PortableFasterRCNN, PortableRetinaNet  # here, as they bring in torchvision
+
+    kind = PortableFasterRCNN if model.study.model.name == "fasterrcnn" else PortableRetinaNet
+    return kind(model).eval()

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common import params
-from common.tasks.release import Figure, Release, Sums
+from common.tasks.release import Figure, Release, Summed, Sums
 
 LEVEL = 0.95  # of the intervals
 LARGEST_HALF_WIDTH = 0.05  # a figure that noise moves further is none
@@ -74,7 +74,7 @@ def private_metrics(
     }
 
 
-def noise_of(release: Release, noise_multipliers: Sequence[float]) -> float:
+def noise_of(release: Summed, noise_multipliers: Sequence[float]) -> float:
     """Standard deviation of the noise in each value of the sum: bound x root of the sites' squared multipliers."""
     return release.bound * math.hypot(*noise_multipliers)
 

@@ -13,8 +13,7 @@ from server.exchange import Exchange
 PROPOSAL_DEADLINE = 60.0  # seconds: a node that hangs when it is shown the study must not hold up the others
 GRACE = 5.0  # seconds for a node that let a proposal expire, once the others have answered and are enough
 PATIENT = 10  # how often such a node is shown the study until it has the whole deadline again
-Hear = Callable[[wire.Answer], None]
-Heads = Callable[[], tuple[str, ...]]  # of the sites' privacy ledgers, newest first heard
+Heads = Callable[[], tuple[str, ...]]  # of the sites' privacy ledgers
 SitesOf = Callable[[], Mapping[int, str]]
 
 
@@ -49,13 +48,13 @@ class Proposals:
         lost = set(sites)
         self._nodes = {node: site for node, site in self._nodes.items() if site not in lost}
 
-    def show(self, number: int, attempt: int, *, run: str, hear: Hear, heads: Heads) -> None:
-        """Show the study before an attempt at a round; `hear` gets every answer of a site, `heads` are shown with it.
+    def show(self, number: int, attempt: int, *, run: str, heads: Heads) -> None:
+        """Show the study before an attempt at a round, and with it `heads`, as they are then.
 
         Without enough sites online, or enough that have approved the study, a further attempt would fail at once:
         before it they have the study's `round_deadline`.
         """
-        agreement, shown = self._study.study, partial(self._show, number, attempt, run, hear, heads)
+        agreement, shown = self._study.study, partial(self._show, number, attempt, run, heads)
         if attempt == 1 or not self._sites.wait(
             agreement.min_sites, deadline=agreement.round_deadline, ready=partial(self._settled, shown)
         ):
@@ -67,7 +66,7 @@ class Proposals:
         pending = sum(reason is Reason.NOT_APPROVED for reason in self._refused.values())
         return not len(self._nodes) < self._study.study.min_sites <= len(self._nodes) + pending
 
-    def _show(self, number: int, attempt: int, run: str, hear: Hear, heads: Heads) -> None:
+    def _show(self, number: int, attempt: int, run: str, heads: Heads) -> None:
         """To nodes that haven't agreed yet; forget those that are gone."""
         online = self._sites.online()
         self._nodes = {node: site for node, site in self._nodes.items() if node in online}
@@ -102,8 +101,6 @@ class Proposals:
                 continue
             if site not in self._roster or site in self._nodes.values():
                 continue  # nobody we know, or a second node in a site's name
-            if received.answer is not None:
-                hear(received.answer)
             if received.reason is Reason.OK:
                 self._nodes[received.node] = site
                 self._refused.pop(site, None)  # said by another node, in its name

@@ -55,7 +55,15 @@ def sections(summary: Mapping[str, Any]) -> list[Section]:
             for name in names
         ),
     )
+    if "histogram" in first:
+        how += (
+            f" Of the same patients the study may take {first['histogram']['planned']} histograms of classes, in which"
+            f" a patient counts as one at most, with noise of {first['histogram']['noise_multiplier']:g}: they are"
+            " within this epsilon."
+        )
     blocks: list[page.Block] = [Text(paragraphs=(promise, how)), page.folded(table, summary=f"All {len(names)} sites")]
+    if "class_counts" in summary:
+        blocks.append(_histogram(summary["class_counts"]))
     if "evaluation" in first:
         blocks.append(Text(paragraphs=(_evaluation(first["evaluation"]),)))
     released = [(f"After round {r['round']}: ", r["released"]) for r in summary["rounds"] if "released" in r]
@@ -81,6 +89,20 @@ def sections(summary: Mapping[str, Any]) -> list[Section]:
             blocks=tuple(blocks),
         )
     ]
+
+
+def _histogram(found: Mapping[str, Any]) -> page.Block:
+    """What the classes are balanced by: all that anybody learnt of how common they are."""
+    table = Table(
+        caption="Training patients by class, as released before round 1: the sum over "
+        f"{page.counted(len(found['participants']), 'site')}, noise of standard deviation {found['noise']:.1f} in each",
+        columns=("Class", "Count with noise", "Share used"),
+        rows=tuple(
+            (name, f"{count:.1f}", f"{share:.1%}")
+            for (name, count), share in zip(found["classes"].items(), found["prior"], strict=True)
+        ),
+    )
+    return page.folded(table, summary="How common the classes are, with noise")
 
 
 def _evaluation(found: Mapping[str, Any]) -> str:

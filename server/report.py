@@ -149,7 +149,7 @@ def _study(study: Mapping[str, Any], counted: Sequence[Event]) -> Section:
             "Local training",
             f"{training['optimizer']}, learning rate {training['learning_rate']:g} ({training['schedule']})",
         ),
-        ("Class balance", training["class_balance"]),
+        ("Class balance", _balance(training)),
         ("Augmentation", training["augmentation"]),
         ("Joined by", f"{aggregation['algorithm']}; a site counts by {_WEIGHTS[aggregation['weights']]}"),
         ("Encryption", _encryption(aggregation, counted)),
@@ -165,6 +165,11 @@ def _study(study: Mapping[str, Any], counted: Sequence[Event]) -> Section:
         lead="What the sites agreed on before the first round. The study's hash, at the page's end, covers all of it.",
         blocks=(Table(caption="The study in words", columns=(), rows=rows, align="ll"),),
     )
+
+
+def _balance(training: Mapping[str, Any]) -> str:
+    released = training["class_prior"] == "released"
+    return f"{training['class_balance']}{', by a released histogram of the classes' if released else ''}"
 
 
 def _encryption(aggregation: Mapping[str, Any], counted: Sequence[Event]) -> str:

@@ -12,10 +12,11 @@ from common.errors import FederationError, RunError
 from common.processes import Watch
 from common.roster import Roster
 from common.study import Study, load
-from server import orders, status_page, superlink
+from server import heads, orders, status_page, superlink
 from server.control import Control
 from server.events import read
 from server.folder import LOOPBACK, Folder, open_folder
+from server.heads import Heads
 from server.orders import Order
 from server.plan_cli import StudyFile, usable
 from server.run_record import Current, remember
@@ -123,6 +124,7 @@ def resume(out: RunFolder, folder: Where = HERE, detach: Detach = False, as_json
 def _submit(folder: Folder, study: Study, order: Order, *, detach: bool, as_json: bool) -> None:
     roster = usable(folder, study)
     orders.pretrained(order, study)
+    Heads(folder.path / heads.NAME, roster.identities)  # a damaged file is said here, not in the executor's log
     with closing(Control(folder)) as control:
         current = current_run(folder)
         if current is not None and not ended(control.status(current.run)):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from common import secure, wire
 from common.errors import MessageError, Reason
-from common.layout import Answering
+from common.kinds import Answering
 from common.masking import MaskedSum
 from common.session import Signed, answered
 from common.study import Study
@@ -208,7 +208,7 @@ class _Attempt:
 
     def _all(self, nodes: Mapping[int, str], kind: wire.Kind, session: bytes) -> dict[int, wire.Order]:
         """One order of the protocol for all these nodes."""
-        order = replace(self._order, kind=kind, weights=None, weights_hash="", heads=(), session=session)
+        order = replace(self._order, kind=kind, weights=None, weights_hash="", prior=(), heads=(), session=session)
         return dict.fromkeys(nodes, order)
 
     def _exchange(

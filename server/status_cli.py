@@ -64,9 +64,14 @@ def status(
     }
     remembered = values["run"]["audit"] if values["run"] else {}
     names = () if roster is None else sorted(site.name for site in roster.sites)
-    ledgers = Heads(opened.path / heads.NAME, {})
+    ledgers = dict.fromkeys(names)
+    try:
+        known = Heads(opened.path / heads.NAME, {} if roster is None else roster.identities)
+        ledgers = {name: known.of(name) for name in names}
+    except RunError as error:
+        values["warnings"].append(str(error))
     values["sites"] = {
-        name: {"online": False, "audit": remembered.get(name), "ledger": ledgers.of(name)} for name in names
+        name: {"online": False, "audit": remembered.get(name), "ledger": ledgers[name]} for name in names
     }
     if not serving:
         _print(values, as_json=as_json)

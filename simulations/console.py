@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from server.events import name_of
 from simulations.partition import Count
 
 _MANY = 24  # trainings that get a line of their own on a terminal
@@ -70,9 +71,11 @@ class Watcher:
                 shown = f", {self._headline} {value:.3f} on validation before it" if value is not None else ""
                 absent = "".join(f", {site} {why}" for site, why in event["absent"].items())
                 return f"round {event['round']} of {self._rounds}: {len(event['participants'])} sites{absent}{shown}"
+            case "counted":
+                return f"classes counted, with noise: {len(event['participants'])} sites"
             case "retry":
                 absent = ", ".join(f"{site} {why}" for site, why in event["absent"].items())
-                return f"round {event['round']}: too few sites ({absent}); trying again"
+                return f"{name_of(event['round'])}: too few sites ({absent}); trying again"
             case "resumed":
                 return f"continues after round {event['round']}"
             case "stopped":

@@ -14,7 +14,7 @@ from common.errors import StudyError
 from common.randomness import stream
 
 Deed = Literal["drop", "late", "crash"]
-Step = Literal["keys", "shares", "update", "evaluate", "open", "reveal"]  # kinds of orders (common.wire)
+Step = Literal["keys", "shares", "count", "update", "evaluate", "open", "reveal"]  # kinds of orders (common.wire)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,8 @@ def _parse(line: str, *, where: str) -> tuple[tuple[int, str, Step], Fault]:
     round, site, do, seconds = (entry.get(key) for key in ("round", "site", "do", "seconds"))
     step = entry.get("at", "update")
     known = do in get_args(Deed) and step in get_args(Step)
-    if not (type(round) is int and round >= 1 and isinstance(site, str) and known):
+    first = 1 if step in ("update", "evaluate") else 0  # round 0 is the class histogram
+    if not (type(round) is int and round >= first and isinstance(site, str) and known):
         raise StudyError(f"{where}: write {form}")
     if (
         (do == "late") != (seconds is not None)

@@ -20,9 +20,11 @@ from client import private, secure
 from client.site import Site, known_study, note_error, open_site
 from common import params, wire
 from common.errors import FederationError, Reason
+from common.kinds import answering
 from common.layout import layout_of
 from common.models import build_model
 from common.study import Study
+from server import gathering
 
 worker = ClientApp()
 
@@ -104,7 +106,7 @@ class MasksBeside(Grid):
             return identifier
         self._count += 1
         identifier = f"beside-{self._count}"
-        if order.kind not in ("update", "evaluate"):
+        if answering(order.kind) is None:
             answer = Message(client_app.said(site, client_app.respond(site, message)), reply_to=message)
             self._sent[identifier] = _Sent(message=message, order=order, answer=answer)
             return identifier
@@ -119,7 +121,7 @@ class MasksBeside(Grid):
                 message=message, order=order, answer=_message(site, order, error.code, message)
             )
             return identifier
-        weights = wire.weights_from(message.content, order, length=self._length)
+        weights = wire.weights_from(message.content, order, length=self._length) if order.weights_hash else None
         plain = replace(order, session=b"", weights=weights)
         forwarded = Message(
             wire.order_record(plain),
@@ -153,9 +155,8 @@ class MasksBeside(Grid):
                     self._sites[reply.metadata.src_node_id] = open_site(self._folders[name])
             return reply
         site = self._sites[sent.message.metadata.dst_node_id]
-        kind = sent.order.kind
         try:
-            length = layout_of(self._study, "update" if kind == "update" else "evaluate").length
+            length = layout_of(self._study, gathering.answering(sent.order)).length
             plain = wire.answer_from(reply.content, to=sent.plain, length=length)
             vector = plain.vector
             if vector is None:

@@ -14,7 +14,8 @@ from client.private import slots
 from client.train import device, make_optimizer, precision
 from common import guarantee, params
 from common.accounting import noise_over_signal, plan_mu
-from common.layout import Answering, layout_of
+from common.kinds import Answering
+from common.layout import layout_of
 from common.models import build_model
 from common.randomness import seeded, stream
 from common.secure import encoding_of
@@ -32,6 +33,7 @@ _TRY = "too much for a linear model; try on public images"  # a network may lear
 class Protection:
     """What `[privacy]` costs in learning, if all sites have `patients` and one image each.
 
+    Classes whose shares are not yet known count as equally common: else there is less signal than this.
     Noise over signal of the whole run: below 0.1 all is well, above 0.5 a linear model learns nothing.
     """
 
@@ -59,7 +61,7 @@ class Plan:
     trained: int
     bytes_down: int  # per site and round
     bytes_up: int
-    bytes_total: int  # all sites, all rounds, the last evaluation included
+    bytes_total: int  # all sites, all rounds, class histogram and last evaluation included
     steps_per_round: int
     steps: int
     client_memory: int
@@ -86,6 +88,7 @@ def plan(study: Study, *, images: int, sites: int, threads: int) -> Plan:
     everything = params.length(params.shapes(model, trainable=False))
     trained = params.length(params.shapes(model, trainable=True))
     up, last = _bytes_up(study, "update", sites=sites), _bytes_up(study, "evaluate", sites=sites)
+    counting = _bytes_up(study, "count", sites=sites) if guarantee.counts(study) else 0
     rounds, model_bytes = study.study.rounds, 4 * everything
     moments = _MOMENTS[training.optimizer] if not (training.optimizer == "sgd" and training.momentum == 0) else 0
     return Plan(
@@ -95,7 +98,7 @@ def plan(study: Study, *, images: int, sites: int, threads: int) -> Plan:
         trained=trained,
         bytes_down=model_bytes,
         bytes_up=up,
-        bytes_total=sites * (rounds * (model_bytes + up) + model_bytes + last),
+        bytes_total=sites * (rounds * (model_bytes + up) + model_bytes + last + counting),
         steps_per_round=steps,
         steps=rounds * steps,
         # weights, order, copy before training, update in two forms; gradients and moments of what is trained
@@ -119,8 +122,9 @@ def _bytes_up(study: Study, kind: Answering, *, sites: int) -> int:
 def _protection(study: Study, trained: int, *, images: int, sites: int) -> Protection | None:
     if study.privacy is None:
         return None
+    guarantee.check_nominal(study, {"each site": images})
     event = guarantee.training_event(study)
-    mu, prior = plan_mu(event), study.training.class_prior
+    mu, prior = plan_mu(event), _known_prior(study)
     counted = len(prior) * min(prior) if prior else 1.0  # mean weight of a patient, whose class is as common as said
     ratio = noise_over_signal(mu=mu, trained_parameters=trained, sites=sites, patients=sites * images * counted)
     verdict = "all is well" if ratio < 0.1 else "learning will suffer" if ratio <= 0.5 else _TRY
@@ -146,9 +150,15 @@ def _half_widths(study: Study, *, images: int, sites: int) -> dict[str, float | 
         noise_multiplier=event.noise_multiplier,
         sites=sites,
         nominal_patients=sites * held_out,
-        class_prior=study.training.class_prior,
+        class_prior=_known_prior(study),
     )
     return {name: found if measurable(found) else None for name, found in planned.items()}
+
+
+def _known_prior(study: Study) -> tuple[float, ...]:
+    """The classes' shares as far as they are known before a run: () where they are released in it."""
+    prior = study.training.class_prior
+    return () if isinstance(prior, str) else prior
 
 
 def _server_moments(study: Study) -> int:

@@ -233,23 +233,27 @@ def protect(folder: Path, study: Study, *, shares: Mapping[str, float]) -> None:
 
 def lifetime(study: Study) -> Filter:
     """The smallest ledger that admits the study, its epsilon with three digits: what hospitals would have to allow."""
-    delta, plans = guarantee.privacy_of(study).delta, guarantee.plans(study)
-    epsilon = max(guarantee.claim(study, event.pool)[0] for event, _ in plans)
+    delta, pools = guarantee.privacy_of(study).delta, guarantee.plans_by_pool(study)
+    whole = [[replace(event, steps=event.steps * orders) for event, orders in parts] for parts in pools.values()]
+    epsilon = max(guarantee.claim(study, pool)[0] for pool in pools)
     while True:
         found = Filter.of(epsilon=epsilon, delta=delta)
-        if all(found.admits([replace(event, steps=event.steps * orders)], spent=()) for event, orders in plans):
+        if all(found.admits(events, spent=()) for events in whole):
             return found
         epsilon = float(f"{epsilon * 1.01:.2e}") + 0.01
 
 
 def charged(study: Study, nominal_patients: int, folder: Path) -> dict[str, Any]:
-    """What stands beside epsilon for one simulated site, with the steps that its own ledger has charged."""
+    """What stands beside epsilon for one simulated site, with the steps and histograms that its ledger has charged."""
     contents = chain.read(folder / ledger.FOLDER, ledger.NAME)
     state = ledger.state_of(contents.entries, patient_key=open_site(folder).patient_key)
-    spent = [entry.body["event"] for entry in contents.entries if entry.kind == "reserve"]
-    steps = sum(event["steps"] for event in spent if event["pool"] == "train")
+    reserves = [entry.body for entry in contents.entries if entry.kind == "reserve" and entry.body["pool"] == "train"]
+    steps = sum(body["event"]["steps"] for body in reserves if body["round"])  # round 0 is the class histogram
     found = guarantee.statement(
-        study, nominal_patients=nominal_patients, rounds_charged=steps // (study.training.local_steps or 1)
+        study,
+        nominal_patients=nominal_patients,
+        rounds_charged=steps // (study.training.local_steps or 1),
+        counts_charged=sum(body["round"] == 0 for body in reserves),
     )
     genesis = state.genesis
     left = {pool: state.available(pool) / genesis.limit for pool in genesis.pools}

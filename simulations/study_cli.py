@@ -126,8 +126,13 @@ def protection(found: Any, *, sites: int) -> Any:
     table.add_row("promise", f"epsilon {said['epsilon']:g}, delta {said['delta']:g}, each {said['unit']}, each site")
     table.add_row("of whom", f"the {said['pool']} pool; neighbours: {said['neighbours']}")
     table.add_row("noised steps, spare ones included", f"{said['steps_planned']:,}")
-    table.add_row("a patient is drawn", f"about {said['sample_rate'] * said['steps_planned']:.0f} times")
+    drawn = said["sample_rate"] * said["steps_planned"]
+    table.add_row("a patient is drawn", f"by chance, {said['sample_rate']:g} a step: about {drawn:.0f} times")
     table.add_row("noise multiplier", f"{said['noise_multiplier']:g} ({said['accountant']})")
+    if "histogram" in said:
+        planned, noise = said["histogram"]["planned"], said["histogram"]["noise_multiplier"]
+        table.add_row("class histograms, a spare one included", f"{planned}, noise multiplier {noise:g}")
+        table.add_row("below, classes count as equally common", "where they aren't, weights take signal away")
     table.add_row("mu (signal of a patient over noise)", f"{found.mu:.2f}")
     table.add_row("noise over signal of the run", f"{found.noise_over_signal:.2f}: {found.verdict}")
     for name, half in found.half_widths.items():

@@ -27,6 +27,7 @@ RETINA: dict[str, Any] = {
     "study": {"task": "detection", "classes": ["lesion", "other"]},
     "model": {"name": "retinanet", "image_size": [64, 64], "head": "dense"},
 }
+FASTER: dict[str, Any] = {"study": RETINA["study"], "model": {**RETINA["model"], "name": "fasterrcnn"}}
 
 
 def saved(folder: Path, study: Study, *, seed: int = 1) -> Path:
@@ -41,6 +42,12 @@ def saved(folder: Path, study: Study, *, seed: int = 1) -> Path:
         with torch.no_grad():
             bias: Any = network.get_parameter("head.classification_head.cls_logits.bias")
             bias.fill_(-1.0)
+    elif study.model.name == "fasterrcnn":  # and one's proposals and scores are all alike
+        spread = {"rpn.head.cls_logits": 0.1, "rpn.head.bbox_pred": 0.1}
+        spread |= {"roi_heads.box_predictor.cls_score": 0.5, "roi_heads.box_predictor.bbox_pred": 0.1}
+        with torch.no_grad(), seeded(seed, "test"):
+            for name, std in spread.items():
+                network.get_parameter(f"{name}.weight").normal_(std=std)
     elif study.study.task == "segmentation":  # half of the pixels, of any image like noise
         with torch.no_grad():
             noise = torch.from_numpy(np.random.default_rng(0).random((1, 1, *study.model.image_size), np.float32))

@@ -2,6 +2,7 @@
 overwritten, nothing lost; and what the coordinator holds of a site's log when that log is changed afterwards.
 """
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from small import private_study, protect, tiny_study, write_site
 from client import approval, audit, index, membership
 from client.chain_lines import ChainError, anchor_from
 from client.site import open_site
+from common.crypto.identity import Identity
 from common.errors import RunError
+from common.roster import LIFE, issue
 from server import federation
 from server.events import anchors, read, summary
 from simulations.faults import Faults
@@ -132,10 +135,30 @@ def test_a_site_takes_no_orders_by_another_server_than_its_rosters(tmp_path: Pat
     enrolled(sites, study, tmp_path / "coordinator")
     stranger = enrolled(hospitals(tmp_path / "elsewhere"), study, tmp_path / "stranger")
     for number, credentials in enumerate((None, stranger)):
-        with pytest.raises(RunError, match="site-0 malformed, site-1 malformed, site-2 malformed"):
+        said = "refused:roster" if credentials is None else "malformed"  # whose answers it can't read
+        with pytest.raises(RunError, match=f"site-0 {said}, site-1 {said}, site-2 {said}"):
             run(study, options(tmp_path / str(number), sites, credentials=credentials), sites, NONE)
     for site in sites:
-        assert {entry.body["reason"] for entry in audit.entries_of(site) if entry.kind == "answered"} == {"malformed"}
+        assert {entry.body["reason"] for entry in audit.entries_of(site) if entry.kind == "answered"} == {
+            "refused:roster"
+        }
+        assert not (site / "studies").exists()
+
+
+def test_a_site_follows_no_order_without_its_roster_and_none_when_that_has_expired(tmp_path: Path) -> None:
+    sites, study = hospitals(tmp_path), tiny_study()
+    credentials = enrolled(sites, study, tmp_path / "coordinator")
+    (sites[0] / membership.ROSTER).unlink()
+    old = issue(
+        Identity.new(), sites=credentials.roster.sites, server=credentials.roster.server, colluding=0, min_sites=2,
+        now=int(time.time()) - LIFE - 1,
+    )  # fmt: skip
+    membership.pin(sites[1], old)
+    (sites[2] / membership.ROSTER).write_bytes(b"x")
+    with pytest.raises(RunError, match="site-0 refused:roster, site-1 refused:roster, site-2 malformed"):
+        run(study, options(tmp_path / "out", sites, credentials=credentials), sites, NONE)
+    for site, why in zip(sites, ("roster.json: missing", "roster: expired", "roster.json"), strict=True):
+        assert why in (site / "errors.log").read_text(encoding="utf-8")
         assert not (site / "studies").exists()
 
 

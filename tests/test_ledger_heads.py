@@ -1,9 +1,13 @@
 """A site whose files were all put back to an earlier day reserves nothing: the server and every other site remember."""
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,10 +17,13 @@ from small import KEY, private_study, protect, write_site
 from typer.testing import CliRunner
 
 from client import app as client_app
-from client import audit, chain, check, heads, ledger, ledger_cli, ledger_copy
+from client import audit, chain, check, heads, ledger, ledger_cli, ledger_copy, membership, private
 from client.finding import Level
 from client.ledger_records import LedgerError
-from common.errors import RunError
+from client.site import open_site
+from common import wire
+from common.anchor import Head
+from common.errors import Reason, RunError
 from common.study import Study
 from server import federation
 from server.events import read
@@ -117,7 +124,7 @@ def test_a_study_that_is_still_open_gets_nothing_out_of_it_either(sites: list[Pa
     monkeypatch = pytest.MonkeyPatch()
     with monkeypatch.context() as patch:
         real = Heads.hear
-        patch.setattr(Heads, "hear", lambda self, told: (real(self, told), copied(told)))
+        patch.setattr(Heads, "hear", lambda self, told, **more: (real(self, told, **more), copied(told)))
         go(sites, STUDY, "first")
     put_back(sites[1], before)
     assert records(sites[1]) == ["genesis", "allocate"]
@@ -169,3 +176,75 @@ def test_a_server_that_hides_where_a_ledger_stands_gets_no_site_to_spend(
     assert [records(site) for site in sites] == spent
     for site in sites:
         assert "has forgotten it" in (site / "errors.log").read_text(encoding="utf-8")
+
+
+def roll_back(sites: list[Path], number: int, name: str) -> list[list[str]]:
+    """A site and the server, both as they were when the study began, while the others remember it; their records."""
+    site, base = sites[number], sites[0].parent
+    taken: list[Path] = []
+
+    def copied() -> None:
+        if "allocate" in records(site) and not taken:
+            shutil.copytree(site, base / "before")
+            shutil.copy(base / NAME, base / "before.json")
+            taken.append(site)
+
+    with pytest.MonkeyPatch.context() as patch:
+        real = Heads.hear
+        patch.setattr(Heads, "hear", lambda self, told, **more: (real(self, told, **more), copied()))
+        go(sites, STUDY, name)
+    put_back(site, base / "before")
+    shutil.copy(base / "before.json", base / NAME)
+    return [records(each) for each in sites]
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_site_and_the_server_put_back_together_are_told_by_any_other_site(sites: list[Path], number: int) -> None:
+    """Whichever answers first: the ledger that goes on from the older copy soon has as many records as the true one, or
+    more, and must not take its place in anybody's memory.
+    """
+    before = roll_back(sites, number, "first")
+    for name in ("again", "later"):
+        absent = go(sites, STUDY if name == "again" else LATER, name)
+        assert set(absent[-1]) == {f"site-{number}"}  # the others go on, and no round is lost for good
+        assert records(sites[number]).count("reserve") == before[number].count("reserve")
+    assert "older copy" in (sites[number] / "errors.log").read_text(encoding="utf-8")
+
+
+def test_nobody_is_asked_where_there_are_too_few_to_close_a_round(sites: list[Path]) -> None:
+    """What the one site that is there would be charged for would be lost."""
+    settle(sites[0], approve="auto")
+    for site in sites[1:]:
+        settle(site, approve="ask")
+    with pytest.raises(RunError, match="not_approved"):
+        go(sites, private_study(study={"name": "alone", "round_retries": 1}), "alone")
+    assert records(sites[0]) == ["genesis", "allocate"]
+
+
+def test_a_ledger_must_contain_all_that_others_have_of_it_and_not_the_newest_alone(sites: list[Path]) -> None:
+    """What went on from an older copy may have more records than the ledger whose place it took."""
+    own, key = open_site(sites[1]), membership.identity_of(sites[1])
+    newest = chain.read(own.folder / ledger.FOLDER, ledger.NAME).entries[-1].anchor
+    true = Head.sign(key, site=own.name, sequence=newest.sequence, hash=newest.hash)
+    with private.opened(own):
+        pass
+    go(sites, STUDY, "first")
+    later = chain.read(own.folder / ledger.FOLDER, ledger.NAME).entries[-1].anchor
+    heard = [Head.sign(key, site=own.name, sequence=later.sequence, hash=later.hash), true]
+    for older, contained in ((true, True), (replace(true, hash="ab" * 32), False)):
+        signed = Head.sign(key, site=own.name, sequence=older.sequence, hash=older.hash)
+        (own.folder / heads.NAME).write_text(json.dumps([str(heard[0]), str(signed)]), encoding="ascii")
+        with nullcontext() if contained else pytest.raises(LedgerError, match="older copy"), private.opened(own):
+            pass
+
+
+@pytest.mark.parametrize(("reason", "followed"), [(Reason.OK, ("a head",)), (Reason.FAILED, ()), (Reason.BUDGET, ())])
+def test_who_refuses_an_order_has_not_followed_what_it_told(reason: Reason, followed: tuple[str, ...]) -> None:
+    said: list[Any] = []
+    run = SimpleNamespace(_logs={}, _heads=SimpleNamespace(hear=lambda heads, **more: said.append((heads, more))))
+    order = wire.Order(kind="update", round=1, attempt=1, study_hash="", heads=("a head",))
+    answer = wire.Answer(
+        site="site-1", kind="update", round=1, attempt=1, study_hash="", order_hash="", reason=reason, heads=("own",)
+    )
+    federation._Run._hear(run, order, answer)  # type: ignore[arg-type]
+    assert said == [(("own",), {"site": "site-1", "followed": followed})]

@@ -26,7 +26,6 @@ from common.randomness import seeded
 _SMALL_MAP = 100  # places of a feature map up to which one product per image is faster than grouped convolution
 _CANCELLATION = 64.0  # |A| |B| over |B^T A| from which the scaled product would lose too many digits
 _LONGEST = 2.0**40  # of |A|, |B|: beyond it what is scaled with may be too small for float32, as 1 / (|A| |B|)
-_LEAST = 2.0**-64  # factor from which on gradients are scaled in float32; at 2^-149 it has no digits left
 
 _convolution_backward: Any = torch.ops.aten.convolution_backward
 
@@ -326,8 +325,10 @@ def _ghost(tape: Tape, weight: nn.Parameter) -> Tensor:
 
 
 def _scaled(tape: Tape, weight: nn.Parameter, scale: Tensor) -> Tensor:
-    """The sum of scale x gradient. A patient of scale 0 is left out altogether: 0 x infinity would be no number. One
-    whose scale has too few digits in float32 is scaled in float64: rounded up, he would be longer than the clip norm.
+    """The sum of scale x gradient. A patient of scale 0 is left out altogether: 0 x infinity would be no number.
+
+    Factors have all of float32's digits: rows are within `_LONGEST`, and a gradient whose square is no float32 is
+    infinite.
     """
     used = scale != 0
     if weight in tape.rows:
@@ -343,10 +344,7 @@ def _scaled(tape: Tape, weight: nn.Parameter, scale: Tensor) -> Tensor:
             if used[position]:
                 total += scale[position] * product
         return total
-    each, plain = tape.each[weight], scale >= _LEAST
-    if bool(plain.all()):
-        return torch.mv(each.t(), scale.to(each))
-    total = torch.mv(each[plain].t(), scale[plain].to(each)).double()
-    for position in torch.nonzero(used & ~plain)[:, 0].tolist():
-        total += scale[position] * each[position].double()
-    return total
+    each = tape.each[weight]
+    if not bool(used.all()):
+        each, scale = each[used], scale[used]
+    return torch.mv(each.t(), scale.to(each))

@@ -1,4 +1,4 @@
-"""From a pool of held-out patients to the noised vector from which the model's metrics are read."""
+"""From a pool of patients to a noised vector: how a model does on them, or how common the classes are."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -14,7 +14,8 @@ from client.train import evaluation_batch, precision
 from common import clip, noise, params
 from common.event import Event
 from common.tasks import task_of
-from common.tasks.release import Release
+from common.tasks.counts import ClassCounts
+from common.tasks.release import Release, Summed
 
 
 @dataclass(kw_only=True)
@@ -45,6 +46,21 @@ def parts(model: nn.Module, images: Images, release: Release) -> Iterator[NDArra
         model.train(mode)
 
 
+def class_parts(images: Images, release: ClassCounts) -> Iterator[NDArray[np.float64]]:
+    """One vector for each patient of a pool: the classes that his images show, before any clip. Not for release.
+
+    Guarantees: a patient's vector is a function of his own annotations alone. An error, whatever it is, gives NaN and
+    nothing else.
+    """
+    task = task_of(images.study)
+    for rows in _by_patient(images):
+        try:
+            part = release.part([task.present(images.truths[row]) for row in rows])
+        except Exception:
+            part = np.full(params.length(release.layout), np.nan)
+        yield part
+
+
 def _by_patient(images: Images) -> list[list[int]]:
     """The positions of each patient's images."""
     grouped: dict[str, list[int]] = {}
@@ -72,7 +88,7 @@ def _finite(prediction: object) -> bool:
     return not isinstance(prediction, np.ndarray) or bool(np.isfinite(prediction).all())
 
 
-def exact_sum(vectors: Iterable[NDArray[np.float64]], release: Release, *, seen: Seen) -> clip.GridSum:
+def exact_sum(vectors: Iterable[NDArray[np.float64]], release: Summed, *, seen: Seen) -> clip.GridSum:
     """The integer sum of the patients' vectors, each clipped to the bound less the slack. Not for release.
 
     Guarantees: with one patient more, less, or (twice that) another in his place, the sum changes by at most
@@ -108,7 +124,7 @@ def noised_sum(exact: clip.GridSum, event: Event, *, key: bytes) -> NDArray[np.f
 
 
 def released(
-    vectors: Iterable[NDArray[np.float64]], release: Release, event: Event, *, key: bytes
+    vectors: Iterable[NDArray[np.float64]], release: Summed, event: Event, *, key: bytes
 ) -> tuple[NDArray[np.float32], Seen]:
     """The noised vector of one release over a pool, and what stays at the site.
 

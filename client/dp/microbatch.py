@@ -61,12 +61,18 @@ def views(
             batch = augment(batch, drawn.generator("augmentation"))
     except Exception:  # whatever goes wrong with one patient's data must not show
         return None
-    blank, count = patients.blank, len(batch.images)
-    like = batch.images.shape[1:] == blank.images.shape[1:] and batch.images.dtype == blank.images.dtype
-    if not (like and 0 < count <= images_per_patient * augmentations):
+    count = len(batch.images)
+    if not (0 < count <= images_per_patient * augmentations and _form(batch, count) == _form(patients.blank, 1)):
         return None
     weight, seed = float(patients.weights[drawn.position]), drawn.number("model")
     return Views(batch=batch, weight=weight, seed=seed)
+
+
+def _form(batch: Batch, count: int) -> list[object]:
+    """What batches that are put behind each other must have in common; False for parts not of `count` images."""
+    tensors = [batch.images, batch.labels, batch.masks]
+    parts = [None if one is None else (one.shape[1:], one.dtype, len(one) == count) for one in tensors]
+    return [*parts, batch.objects is None or len(batch.objects) == count, batch.objects is None]
 
 
 def pack(found: Iterable[Views], *, slots: int, blank: Batch, most: int) -> Iterator[Microbatch]:

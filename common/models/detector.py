@@ -1,9 +1,9 @@
 """torchvision's RetinaNet and Faster R-CNN with GroupNorm, fed with images that are already normalised and sized."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,8 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.resnet import BasicBlock, Bottleneck
-from torchvision.ops import MultiScaleRoIAlign, box_iou
+from torchvision.ops import MultiScaleRoIAlign, box_iou, roi_align
+from torchvision.ops.poolers import LevelMapper
 
 from common.errors import StudyError
 from common.models.cnn import norm_layer
@@ -204,9 +205,30 @@ def _focal(logits: Tensor, truth: Tensor) -> Tensor:
     return (0.25 * truth + 0.75 * (1 - truth)) * wrong**2 * entropy
 
 
-def anchors_of(model: nn.Module, images: Tensor) -> Tensor:
-    """Corners [A, 4] of RetinaNet's anchors on images [B, C, H, W], in the order of its outputs."""
-    retina: Any = model
+def anchors_of(model: nn.Module, images: Tensor) -> list[Tensor]:
+    """Corners [n, 4] of the anchors of each of the pyramid's levels on images [B, C, H, W], in the order of outputs."""
+    detector: Any = model
+    generator = detector.rpn.anchor_generator if isinstance(model, FasterRCNN) else detector.anchor_generator
     with torch.no_grad():
-        anchors: Tensor = retina.anchor_generator(_image_list(images[:1]), list(retina.backbone(images).values()))[0]
-    return anchors
+        features = list(detector.backbone(images).values())
+        anchors: Tensor = generator(_image_list(images[:1]), features)[0]
+    each = generator.num_anchors_per_location()
+    counts = [level.shape[2] * level.shape[3] * n for level, n in zip(features, each, strict=True)]
+    return list(torch.split(anchors, counts))
+
+
+def pooled(model: nn.Module, features: Mapping[str, Tensor], boxes: Tensor) -> Tensor:
+    """What Faster R-CNN's head sees of boxes [B, n, 4] in pixels: [B * n, C, 7, 7], each from its level of the pyramid.
+
+    The same as torchvision's own pooling, which sorts boxes by level into lists whose lengths depend on them.
+    Edge case: a box without area is pooled from the finest level.
+    """
+    pool: Any = cast(Any, model).roi_heads.box_roi_pool
+    mapper = LevelMapper(3, 5, pool.canonical_scale, pool.canonical_level)  # of 2 ** 3 to 2 ** 5 pixels a cell
+    number = torch.arange(boxes.shape[0], dtype=boxes.dtype)[:, None, None].expand(-1, boxes.shape[1], 1)
+    regions, level = torch.cat([number, boxes], dim=2).flatten(0, 1), mapper([boxes.flatten(0, 1)])
+    found = torch.zeros(())
+    for position, name in enumerate(pool.featmap_names):
+        own = roi_align(features[name], regions, pool.output_size, 1 / STRIDES[position], pool.sampling_ratio)
+        found = torch.where((level == position)[:, None, None, None], own, found)
+    return found

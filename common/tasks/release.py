@@ -27,7 +27,19 @@ Sums = Mapping[str, Array]
 Figure = tuple[str, str]  # name of a metric, and of a class; "" for all classes together
 
 
-class Release(Protocol):
+class Summed(Protocol):
+    """A sum over patients that may be released with noise: functions of public values."""
+
+    @property
+    def layout(self) -> Shapes:
+        """Names and shapes of the released vector, in its order."""
+
+    @property
+    def bound(self) -> float:
+        """Most that one patient adds, in L2 norm: what noise multipliers are in units of."""
+
+
+class Release(Summed, Protocol):
     """What is released about one task. Sums are named arrays of `layout`'s shapes, with or without noise.
 
     Guarantees: layout, bound and expectation are functions of public values; a patient's part depends on that patient
@@ -37,14 +49,6 @@ class Release(Protocol):
     @property
     def classes(self) -> tuple[str, ...]:
         """The study's classes."""
-
-    @property
-    def layout(self) -> Shapes:
-        """Names and shapes of the released vector, in its order."""
-
-    @property
-    def bound(self) -> float:
-        """Most that one patient adds, in L2 norm: what noise multipliers are in units of."""
 
     def part(self, predictions: Sequence[Any], truths: Sequence[Any]) -> Array:
         """One patient's flat vector, from predictions and truths of all his images, on the stored images' grids.

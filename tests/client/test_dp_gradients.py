@@ -416,7 +416,8 @@ def test_models_that_learn_under_noise_have_the_right_gradients_on_the_fast_way(
 
 @pytest.mark.parametrize("clip_norm", [2.0**-20, 1.0])
 @pytest.mark.parametrize(("inputs", "backprops"), [
-    (1e38, 1e-36), (1e38, 1e-38), (1e19, 1e19), (1e30, 1e8), (1e-36, 1e38), (1e36, 1e36), (1.0, 1e38), (1e38, 1.0), (1.0, 1.0),
+    (1e38, 1e-36), (1e38, 1e-38), (1e19, 1e19), (1e30, 1e8), (1e-36, 1e38), (1e36, 1e36), (1.0, 1e38), (1e38, 1.0),
+    (1.0, 1.0),
 ])  # fmt: skip
 @pytest.mark.parametrize("way", [layers.layer_by_layer, hooks.opacus_hooks])
 @pytest.mark.parametrize(("wide", "most"), [(True, 1), (True, 2), (False, 1)], ids=["rows", "two rows", "gradients"])

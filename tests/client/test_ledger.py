@@ -192,6 +192,37 @@ def test_the_same_study_is_allocated_once_until_it_is_closed(ledger: Ledger) -> 
     allocate(ledger, each=1.0, orders=1)
 
 
+def test_a_plan_of_two_kinds_of_orders_lends_none_of_the_one_to_the_other(ledger: Ledger, folder: Path) -> None:
+    plan = [(event(1.0), 2), (event(3.0), 1)]
+    ledger.allocate(QUERY.study, {"train": plan}, epsilons={"train": 3.0}, delta=1e-5)
+    numbers = iter(range(1, 20))
+
+    def takes(cost: float) -> bool:
+        try:
+            ledger.reserve(replace(QUERY, round=next(numbers)), event(cost))
+        except BudgetError:
+            return False
+        return True
+
+    assert [takes(cost) for cost in (1.0, 1.0, 1.0)] == [True, True, False]  # 3 units are left
+    ledger.close_study(QUERY.study)
+    ledger.allocate(QUERY.study, {"train": plan}, epsilons={"train": 3.0}, delta=1e-5)
+    assert not takes(1.0)  # a study that comes back has spent what it had, of each kind
+    assert [takes(cost) for cost in (3.0, 3.0)] == [True, False]
+    assert left(ledger) == 5.0
+    ledger.close()
+    with opened(folder) as again:
+        assert again.state.orders == ledger.state.orders and set(again.state.orders.values()) == {1, 2}
+
+
+def test_equal_events_of_a_plan_are_one_kind(ledger: Ledger) -> None:
+    ledger.allocate(QUERY.study, {"train": [(event(1.0), 1)] * 2}, epsilons={"train": 3.0}, delta=1e-5)
+    for number in (1, 2):
+        ledger.reserve(replace(QUERY, round=number), event(1.0))
+    with pytest.raises(BudgetError, match="used up"):
+        ledger.reserve(replace(QUERY, round=3), event(1.0))
+
+
 def test_a_study_that_was_closed_and_comes_back_has_spent_what_it_had(ledger: Ledger, folder: Path) -> None:
     allocate(ledger, each=1.0, orders=3)
     ledger.reserve(QUERY, event(1.0))

@@ -6,7 +6,6 @@ POLICY, APPROVAL, AUDIT, DOCTOR, CHECK, OUTSIDE, SITE, UP = (
     (f"tests/client/test_{name}.py",)
     for name in ("policy", "approval", "audit", "doctor", "check", "outside", "site", "enrolment")
 )
-ANCHOR = ("tests/common/test_anchor.py",)
 
 FAULTS = {
     "not a number passes": (
@@ -21,11 +20,11 @@ FAULTS = {
         "rounds = study.study.rounds",
         POLICY,
     ),
-    "any round": ("client/policy.py", "if not 1 <= round <= last:", "if not 1 <= round:", POLICY),
+    "any round": ("client/policy.py", "if not first <= round <= last:", "if not first <= round:", POLICY),
     "models without end": ("client/policy.py", "if not asked < (most :=", "if not asked < 999 + (most :=", POLICY),
     "a round that is done again counts": (
         "client/permit.py",
-        " - {(order.round, order.weights_hash)}",
+        " - {(order.round, order.asks)}",
         "",
         POLICY,
     ),
@@ -124,13 +123,6 @@ FAULTS = {
     "exact counts in the bundle": ("client/site.py", 'return int(float(f"{number:.0e}"))', "return number", DOCTOR),
     "factor of two": ("client/check.py", "OFF = 1.5", "OFF = 2.0", CHECK),
     "clock of five seconds": ("client/surroundings.py", "AHEAD = 3.0", "AHEAD = 5.0", CHECK),
-    "a log's line that nobody signed": (
-        "common/anchor.py",
-        "    identity.verify(public, _TYPE, _statement(site, order, line), signature)\n",
-        "",
-        ANCHOR,
-    ),
-    "a log's line for any order": ("common/anchor.py", '"order": order, ', "", ANCHOR),
     "answers without their line": (
         "client/app.py",
         "return _attested(site, answer, audit.answered(site, answer, wrong))",

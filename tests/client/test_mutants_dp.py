@@ -114,8 +114,8 @@ FAULTS = {
     ),
     "rows that cancel stay in the product": (
         "client/dp/layers.py",
-        "if whole > _CANCELLATION**2",
-        "if 0 > 1 + 0",
+        "cancels = math.prod(lengths) > _CANCELLATION**2",
+        "cancels = 0 > 1 + 0",
         GRADIENTS,
     ),
     "rows that cancel are added twice": (
@@ -126,8 +126,8 @@ FAULTS = {
     ),
     "a factor that vanishes": (
         "client/dp/layers.py",
-        "squared_norms(backprops[:, 0].double())",
-        "squared_norms(backprops[:, 0])",
+        "squared_norms(rows[:, 0].double())",
+        "squared_norms(rows[:, 0])",
         GRADIENTS,
     ),
     "an error changes the others' way": (
@@ -142,10 +142,22 @@ FAULTS = {
         "            pass\n",
         TRAPS,
     ),
+    "studies from before the ledger are forgotten": (
+        "client/private.py",
+        "            own.unprotected(study)\n        yield own",
+        "            pass\n        yield own",
+        TRAPS,
+    ),
+    "a lost file ends the promise": (
+        "client/private.py",
+        "sorted(_unprotected(site) - own.state.studies)",
+        "sorted(_unprotected(site))",
+        TRAPS,
+    ),
     "the audit log's memory is not asked": (
         "client/private.py",
-        "anchors=() if remembered is None else (remembered,)",
-        "anchors=()",
+        "remembered = [audit.ledger_anchor(site)]",
+        "remembered = [None]",
         TRAPS,
     ),
     "a study in the clear goes on beside a new ledger": (
@@ -174,6 +186,18 @@ FAULTS = {
         GRADIENTS,
     ),
     "zero times infinity": ("client/dp/layers.py", "each, scale = each[used], scale[used]", "pass", GRADIENTS),
+    "long rows scaled by what float32 has no digits for": (
+        "client/dp/layers.py",
+        "_LONGEST = 2.0**40",
+        "_LONGEST = 2.0**200",
+        GRADIENTS,
+    ),
+    "long rows without their gradient": (
+        "client/dp/layers.py",
+        "if cancels or not max(lengths) <= _LONGEST**2:",
+        "if cancels:",
+        GRADIENTS,
+    ),
     "infinite rows kept": ("client/dp/layers.py", "torch.where(shown, inputs, 0)", "inputs", GRADIENTS),
     "norm of images in the place of patients": (
         "client/dp/layers.py",

@@ -95,8 +95,8 @@ FAULTS: dict[str, tuple[str, str, str]] = {
     ),
     "budget compared before the charge": (
         "ledger_state.py",
-        "if record.amount > allocation.left:",
-        "if allocation.left <= 0:",
+        "if record.amount > allocation.left or",
+        "if allocation.left <= 0 or",
     ),
     "close returns what was reserved": (
         "ledger_state.py",
@@ -110,7 +110,7 @@ FAULTS: dict[str, tuple[str, str, str]] = {
     ),
     "a closed study comes back with a new budget": (
         "ledger_state.py",
-        "reserved=state.closed.get((record.study, record.pool), 0)",
+        "reserved = state.closed.get((record.study, record.pool), 0)",
         "reserved=0",
     ),
     "a ledger without its kept anchor": (

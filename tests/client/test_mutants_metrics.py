@@ -46,7 +46,12 @@ FAULTS = {
         "grouped.setdefault(str(position), [])",
         SITE,
     ),
-    "an error stops the release": ("client/dp/metrics.py", "except Exception:", "except KeyboardInterrupt:", SITE),
+    "an error stops the release": (
+        "client/dp/metrics.py",
+        "release, rows)\n            except Exception:",
+        "release, rows)\n            except KeyboardInterrupt:",
+        SITE,
+    ),
     "broken maps become masks": ("client/dp/metrics.py", "if not all(_finite(one) for one in raw):", "if False:", SITE),
     "sum in the place of the mean": ("common/tasks/release.py", "+= 1 / len(truths)", "+= 1", RELEASE),
     "bound of one histogram": (

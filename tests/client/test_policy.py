@@ -19,6 +19,7 @@ from common.models import build_model
 from common.study import Study
 
 BARE, PRIVATE = tiny_study(), private_study()
+COUNTED = private_study(training={"class_balance": "weighted", "class_prior": "released"})
 METRICS = private_study(privacy={"evaluation": {"epsilon": 2.0, "releases": 1}})
 OPEN = Policy(privacy="optional")  # as a hospital has it that allows studies without privacy
 TERMS = Terms(min_sites=2)
@@ -128,10 +129,10 @@ NOON = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 
 def test_an_order_outside_the_hours_is_refused_but_a_round_that_was_begun_is_finished() -> None:
     night = OPEN.model_copy(update={"hours": ("20:00-06:00",)})
-    for kind in ("update", "evaluate"):
+    for kind, study, round in (("update", BARE, 1), ("evaluate", BARE, 1), ("count", COUNTED, 0)):
         with pytest.raises(PolicyError, match="12:00 is outside"):
-            check_order(night, BARE, kind=kind, round=1, now=NOON, moved=0, asked=0)
-        check_order(night, BARE, kind=kind, round=1, now=NOON.replace(hour=23), moved=0, asked=0)
+            check_order(night, study, kind=kind, round=round, now=NOON, moved=0, asked=0)
+        check_order(night, study, kind=kind, round=round, now=NOON.replace(hour=23), moved=0, asked=0)
     check_order(night, BARE, kind="open", round=1, now=NOON, moved=0, asked=0)
 
 
@@ -145,6 +146,25 @@ def test_rounds_that_the_study_does_not_have_are_refused(kind: str, round: int, 
         return
     with pytest.raises(PolicyError, match=f"round {round} of study"):
         check_order(OPEN, BARE, kind=kind, round=round, now=NOON, moved=0, asked=0)
+
+
+@pytest.mark.parametrize(("study", "kind", "round", "fine"), [
+    (COUNTED, "count", 0, True), (COUNTED, "count", 1, False), (COUNTED, "update", 0, False),
+    (COUNTED, "evaluate", 0, False), (COUNTED, "open", 0, True), (COUNTED, "open", 3, True),
+    (COUNTED, "open", 4, False), (PRIVATE, "count", 0, False), (PRIVATE, "open", 0, False), (BARE, "count", 0, False),
+])  # fmt: skip
+def test_round_0_is_the_class_histogram_where_a_study_has_one(study: Study, kind: str, round: int, fine: bool) -> None:
+    if fine:
+        check_order(OPEN, study, kind=kind, round=round, now=NOON, moved=0, asked=0)
+        return
+    with pytest.raises(PolicyError, match=f"round {round} of study"):
+        check_order(OPEN, study, kind=kind, round=round, now=NOON, moved=0, asked=0)
+
+
+def test_a_histogram_is_asked_as_often_as_a_study_may_be_begun() -> None:
+    check_order(OPEN, COUNTED, kind="count", round=0, now=NOON, moved=0, asked=3)
+    with pytest.raises(PolicyError, match="answers to 4 orders to count"):
+        check_order(OPEN, COUNTED, kind="count", round=0, now=NOON, moved=0, asked=4)
 
 
 @pytest.mark.parametrize(

@@ -393,7 +393,7 @@ def test_class_weights_and_shares_come_from_the_studys_prior_alone(folder: Path)
     site = open_site(folder)
     for balance, weights, shares in (("weighted", {1.0, 0.25}, {1.0}), ("sampler", {1.0}, {1.0, 0.25})):
         study = private_study(training={"class_balance": balance, "class_prior": [0.2, 0.8]})
-        patients = private._patients(site, study, lambda study=study: open_dataset(site, study))
+        patients = private._patients(site, study, (0.2, 0.8), lambda study=study: open_dataset(site, study))
         assert set(patients.weights) == weights and set(patients.shares) == shares
 
 

@@ -60,6 +60,34 @@ def test_a_study_without_privacy_that_was_agreed_to_before_the_ledger_runs_no_mo
     assert "would end the ledger's promise" in errors(site) and not records(site, "unprotected")
 
 
+@pytest.mark.parametrize("file_lost", [False, True])
+def test_a_study_that_ran_without_privacy_before_there_was_a_ledger_is_in_it_when_it_is_opened(
+    tmp_path: Path, file_lost: bool
+) -> None:
+    """Its updates have left: a ledger that began later can't state an epsilon of all studies together."""
+    site, bare = write_site(tmp_path / "site-0", images=24, seed=0), tiny_study()
+    other = tiny_study(study={"name": "never-run"})
+    for study in (bare, other):
+        ask(site, order("propose", study), study)
+    assert ask(site, order("update", bare), bare).reason is Reason.OK
+    ask(site, order("update", other, round=99), other)  # refused: nothing of it has left
+    protect(site)
+    if file_lost:
+        (site / "studies" / f"{bare.sha256}.json").unlink()
+    for _ in range(2):
+        with private.opened(open_site(site)) as own:
+            assert own.state.unprotected == (bare.sha256,)
+            assert own.state.statement.startswith("No epsilon can be stated")
+
+
+def test_a_private_study_whose_file_was_lost_does_not_end_the_ledgers_promise(folder: Path) -> None:
+    ask(folder, order("propose", STUDY), STUDY)
+    assert ask(folder, order("update", STUDY), STUDY).reason is Reason.OK
+    (folder / "studies" / f"{STUDY.sha256}.json").unlink()
+    with private.opened(open_site(folder)) as own:
+        assert own.state.unprotected == ()
+
+
 def test_images_that_one_patient_lacks_are_missing_nobody_else(folder: Path) -> None:
     """The trap: one patient whose image is not in the cache, and an archive that is away, would be nobody at all."""
     site, source = open_site(folder), folder.with_suffix(".npz")

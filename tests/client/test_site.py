@@ -104,3 +104,11 @@ def test_the_rest_of_a_path_that_was_cut_is_left_out_too(tmp_path: Path) -> None
     for length in range(2380, 2410):
         note_error(site, "round 1", ValueError(f"{'/a' * (length // 2)} Doe_Jane.dcm"))
     assert "Doe" not in (tmp_path / "errors.log").read_text(encoding="utf-8")
+
+
+def test_a_lost_patient_key_is_said_to_be_lost(tmp_path: Path) -> None:
+    """And not that there is no site: who made another index would part the patients from their ledger."""
+    made = folder_of(tmp_path)
+    (made / "keys" / "patient.key").unlink()
+    with pytest.raises(DataError, match=r"patient\.key: can't be read .*restore it from your backup"):
+        open_site(made)

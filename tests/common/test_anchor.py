@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common import anchor
-from common.anchor import Head, newest
+from common.anchor import Head, by_site
 from common.crypto.identity import Identity
 from common.errors import MessageError
 
@@ -68,17 +68,19 @@ def test_a_statement_about_a_ledger_is_no_other_kind_of_message() -> None:
 
 
 def test_a_later_record_follows_and_the_same_one_and_no_other() -> None:
-    assert head(42).follows(head(41)) and head(41).follows(head(41)) and head(0).follows(None)
+    assert head(42).follows(head(41)) and head(41).follows(head(41))
     assert not head(40).follows(head(41))
     assert not head(41, hash="cd" * 32).follows(head(41))
 
 
-@given(st.lists(st.tuples(st.sampled_from(["a", "b"]), st.integers(0, 5), st.sampled_from(["11" * 32, "22" * 32]))))
-def test_the_newest_of_each_site_is_kept_and_of_two_with_one_number_the_first(told: list[tuple[str, int, str]]) -> None:
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 3), st.sampled_from(["11" * 32, "22" * 32]))))
+def test_heads_are_kept_by_site_none_twice_in_the_order_in_which_they_came(told: list[tuple[str, int, str]]) -> None:
     heads = [Head(site=site, sequence=number, hash=hash, signature=bytes(64)) for site, number, hash in told]
-    kept = newest(heads)
-    for site in ("a", "b"):
-        own = [one for one in heads if one.site == site]
-        best = max((one.sequence for one in own), default=None)
-        assert kept.get(site) == next((one for one in own if one.sequence == best), None)
-    assert list(kept) == sorted(kept)
+    kept = by_site(heads)
+    assert list(kept) == sorted({head.site for head in heads})
+    for site, own in kept.items():
+        expected: list[Head] = []
+        for one in heads:
+            if one.site == site and one not in expected:
+                expected.append(one)
+        assert list(own) == expected

@@ -2,14 +2,16 @@
 
 import math
 
+import dp_accounting
 import pytest
+from dp_accounting.pld import pld_privacy_accountant
 from small import private_study, tiny_study
 
 from common import guarantee
-from common.accounting import epsilon_of
+from common.accounting import epsilon_of, gaussian_epsilon
 from common.budget import Filter, rdp_of
 from common.errors import StudyError
-from common.event import AccountingError, Event
+from common.event import AccountingError, Event, histogram_event
 
 EVALUATED = private_study(privacy={"evaluation": {"epsilon": 3.0, "releases": 2}})
 
@@ -49,6 +51,59 @@ def test_what_is_planned_costs_the_ledger_as_much_as_its_orders() -> None:
     whole = Filter.of(epsilon=12.0, delta=1e-5).cost([event])
     order = Filter.of(epsilon=12.0, delta=1e-5).order
     assert float(whole) == pytest.approx(3 * rdp_of(guarantee.order_event(EVALUATED).to_json(), order=order))
+
+
+COUNTED = private_study(
+    study={"rounds": 20}, training={"class_balance": "sampler", "class_prior": "released", "local_steps": 3}
+)
+
+
+@pytest.mark.parametrize("epsilon", [1.0, 3.0, 8.0])
+def test_steps_and_histograms_together_keep_epsilon(epsilon: float) -> None:
+    """Checked with dp-accounting, an implementation that shares no code with ours."""
+    study = private_study(
+        study={"rounds": 20},
+        training={"class_balance": "weighted", "class_prior": "released", "local_steps": 3},
+        privacy={"epsilon": epsilon},
+    )
+    plans = {event.sample_rate: (event, orders) for event, orders in guarantee.plans(study)}
+    (step, orders), (histogram, times) = plans[0.25], plans[1.0]
+    assert (step.steps, orders) == (3, 22) and (histogram, times) == (histogram_event(), 2)
+    accountant = pld_privacy_accountant.PLDAccountant()
+    gaussian = dp_accounting.GaussianDpEvent(step.noise_multiplier)
+    sampled = dp_accounting.PoissonSampledDpEvent(0.25, gaussian)
+    accountant.compose(dp_accounting.SelfComposedDpEvent(sampled, step.steps * orders))
+    accountant.compose(dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(10.0), times))
+    assert 0.98 * epsilon < accountant.get_epsilon(1e-5) <= epsilon
+    without = guarantee.training_event(
+        private_study(study={"rounds": 20}, training={"local_steps": 3}, privacy={"epsilon": epsilon})
+    )
+    assert step.noise_multiplier > without.noise_multiplier
+
+
+def test_an_epsilon_that_histograms_alone_would_fill_is_refused() -> None:
+    study = private_study(training={"class_balance": "weighted", "class_prior": "released"}, privacy={"epsilon": 0.4})
+    with pytest.raises(AccountingError, match="too small for 3 steps and the class histogram: raise it"):
+        guarantee.training_event(study)
+
+
+def test_plans_of_one_pool_are_together() -> None:
+    both = private_study(
+        training={"class_balance": "weighted", "class_prior": "released"}, privacy={"evaluation": {"epsilon": 3.0}}
+    )
+    pools = guarantee.plans_by_pool(both)
+    assert {pool: [orders for _, orders in parts] for pool, parts in pools.items()} == {"train": [3, 2], "test": [1]}
+    assert sum(pools.values(), ()) == guarantee.plans(both)
+
+
+def test_histograms_are_in_what_is_stated() -> None:
+    found = guarantee.statement(COUNTED, nominal_patients=20, rounds_charged=0, counts_charged=1)
+    assert found["histogram"] == {"noise_multiplier": 10.0, "planned": 2, "charged": 1}
+    assert found["epsilon_charged"] == pytest.approx(gaussian_epsilon(mu=0.1, delta=1e-5))
+    event = guarantee.training_event(COUNTED)
+    every = guarantee.statement(COUNTED, nominal_patients=20, rounds_charged=22, counts_charged=2)
+    assert 7.9 < every["epsilon_charged"] <= 8.0 and every["steps_charged"] == event.steps == 66
+    assert "histogram" not in guarantee.statement(EVALUATED, nominal_patients=20, rounds_charged=2)
 
 
 def test_a_study_without_privacy_promises_nothing() -> None:

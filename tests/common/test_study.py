@@ -137,6 +137,8 @@ WRONG_UNDER_PRIVACY = [
     ("training", "batch_size", 32, "training.batch_size is not allowed under [privacy]", "sample_rate"),
     ("training", "class_balance", "weighted", "training.class_prior = []", "'sampler' need it"),
     ("training", "class_prior", [0.5, 0.5], "training.class_prior = [0.5, 0.5]", "'weighted' and 'sampler'"),
+    ("training", "class_prior", "released", "training.class_prior = 'released'", "'weighted' and 'sampler'"),
+    ("training", "class_prior", "counted", "training.class_prior = 'counted'", "'released'"),
     ("study", "select", "best", "study.select = 'best'", "'average' or 'last'"),
     ("aggregation", "weights", "images", "aggregation.weights = 'images'", "'nominal' or 'equal'"),
 ]
@@ -167,6 +169,47 @@ def test_local_epochs_are_refused_under_privacy() -> None:
 def test_a_class_prior_has_a_share_for_each_class(prior: list[float]) -> None:
     with pytest.raises(StudyError, match="one share for each of 2 classes, with sum 1"):
         private_study(training={"class_balance": "weighted", "class_prior": prior})
+
+
+RELEASED = {"class_prior": "released", "class_balance": "weighted"}
+
+
+@pytest.mark.parametrize("balance", ["none", "focal"])
+def test_released_shares_are_for_weighted_and_sampler_alone(balance: str) -> None:
+    said = f"training.class_prior = 'released' with class_balance = '{balance}': under .privacy. 'weighted' and 'samp"
+    with pytest.raises(StudyError, match=said):
+        private_study(training={**RELEASED, "class_balance": balance})
+
+
+def test_released_shares_need_two_classes_and_differential_privacy() -> None:
+    one = {"study": {"task": "detection", "classes": ["a"]}, "model": {"name": "retinanet", "head": "dense"}}
+    with pytest.raises(
+        StudyError, match=r"training\.class_prior = 'released': there is nothing to balance in one class"
+    ):
+        private_study(training=RELEASED, **one)
+    with pytest.raises(StudyError, match=r"training\.class_prior = 'released' is for .privacy."):
+        tiny_study(training=RELEASED)
+
+
+@pytest.mark.parametrize("balance", ["weighted", "sampler"])
+def test_a_study_with_released_shares_is_another_study_and_comes_back_equal(balance: str) -> None:
+    study = private_study(training={**RELEASED, "class_balance": balance})
+    assert from_json(study.canonical) == study and '"class_prior":"released"' in study.canonical
+    other = private_study(training={"class_balance": balance, "class_prior": [0.5, 0.5]})
+    assert other.sha256 != study.sha256 and '"class_prior":[0.5,0.5]' in other.canonical
+
+
+HASHES = [
+    "4a78da8bc3a0158b52fa11c43472c3e7d340963ad918665eb737c270fa9d9bff",
+    "6805aeee65da005817ee97435e2b97c3516e09cf06f5434c13e99b3dc6845827",
+    "50344c36d9713f0f78be5fd4eef2b9fd985e6233e2fc9867421d501ecb451c0a",
+]
+
+
+def test_studies_from_before_released_shares_have_the_hashes_they_had() -> None:
+    """As the release before computed them."""
+    balanced = {"class_balance": "weighted", "class_prior": [0.2, 0.8]}
+    assert [study.sha256 for study in (tiny_study(), private_study(), private_study(training=balanced))] == HASHES
 
 
 def test_privacy_changes_what_is_not_said() -> None:

@@ -205,7 +205,7 @@ def test_the_expected_sum_is_one_that_patients_can_give(release: Release) -> Non
     prior = [1 / len(release.classes)] * len(release.classes)
     total = release.expected(100.0, prior)
     assert total.shape == (params.length(release.layout),)
-    assert np.linalg.norm(total) <= 100 * release.bound
+    assert np.linalg.norm(total) <= 100 * release.bound * (1 + 1e-12)  # the last bit is the processor's
     known = list(release.support(params.split(total, release.layout)))
     figures = release.figures(params.split(total, release.layout), known)
     assert all(0.2 < value < 0.95 for value in figures.values())

@@ -115,7 +115,11 @@ MALFORMED: dict[str, Callable[[RecordDict], RecordDict]] = {
     "no place in a log": lambda r: header(r, audit="1-" + "a" * 64),
     "heads no list": lambda r: header(r, heads="site-0"),
     "heads no texts": lambda r: header(r, heads=[1]),
-    "heads without end": lambda r: header(r, heads=["x"] * 1001),
+    "heads without end": lambda r: header(r, heads=["x"] * 8001),
+    "shares no list": lambda r: header(r, prior=0.5),
+    "shares no numbers": lambda r: header(r, prior=["0.5"]),
+    "shares whole numbers": lambda r: header(r, prior=[0, 10**400]),
+    "shares true": lambda r: header(r, prior=[True]),
     "an unknown key": lambda r: header(r, secret=1),
     "round a string": lambda r: header(r, round="3"),
     "round true": lambda r: header(r, round=True),
@@ -160,6 +164,10 @@ def test_a_malformed_answer_is_refused(fault: str) -> None:
         "heads no list",
         "heads no texts",
         "heads without end",
+        "shares no list",
+        "shares no numbers",
+        "shares whole numbers",
+        "shares true",
     ],
 )
 def test_a_malformed_order_is_refused(fault: str) -> None:
@@ -167,14 +175,14 @@ def test_a_malformed_order_is_refused(fault: str) -> None:
         wire.order_from(MALFORMED[fault](wire.order_record(ORDER)))
 
 
-@pytest.mark.parametrize("version", [2, wire.WIRE_VERSION + 1])
+@pytest.mark.parametrize("version", [3, wire.WIRE_VERSION + 1])
 def test_a_message_of_another_release_is_told_from_a_malformed_one(
     monkeypatch: pytest.MonkeyPatch, version: int
 ) -> None:
     """Also what a site says to an order that it can't read: its own version is in the header."""
     order = wire.order_record(ORDER)
     monkeypatch.setattr(wire, "WIRE_VERSION", version)
-    with pytest.raises(WireVersionError, match=f"wire version 3, not {version}"):
+    with pytest.raises(WireVersionError, match=f"wire version 4, not {version}"):
         wire.order_from(order)
     unreadable = wire.answer_record(answer(reason=Reason.MALFORMED, vector=None, round=0, order_hash=""))
     monkeypatch.undo()

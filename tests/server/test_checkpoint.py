@@ -1,5 +1,6 @@
 """Checkpoints: whole or not there, and only for the study and architecture that they are of."""
 
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,13 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     for name in ("weights", "kept"):
         assert np.array_equal(getattr(found, name), SAVED.weights)
     assert np.array_equal(found.state.momentum, STATE.momentum) and found.state.momentum.dtype == np.float64
+
+
+def test_the_released_shares_come_back_bit_by_bit_and_are_none_where_none_were_written(tmp_path: Path) -> None:
+    for number, prior in enumerate([(), (1 / 3, 5e-324, math.nextafter(1, 0))]):
+        checkpoint.save_checkpoint(tmp_path, replace(SAVED, round=number, prior=prior))
+        found = checkpoint.newest(tmp_path, study_hash="s", architecture="a")
+        assert found is not None and (found.round, found.prior) == (number, prior)
 
 
 def test_none_where_nothing_was_written(tmp_path: Path) -> None:

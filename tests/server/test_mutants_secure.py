@@ -76,7 +76,10 @@ FAULTS = {
     ),
     "opening asked where closing is meant": ("session.ask_closing(listed)", "session.ask_opening(listed)"),
     "shares not asked of the newcomers": ("        orders |= self._strays(following, listed, asked)\n", ""),
-    "weights in every exchange": ('weights=None, weights_hash="", heads=(), session=session', "session=session"),
+    "weights in every exchange": (
+        'weights=None, weights_hash="", prior=(), heads=(), session=session',
+        "session=session",
+    ),
     "bytes of the last exchange alone": (
         "self.tally.add(site, received)",
         "self.tally = Tally()\n            self.tally.add(site, received)",

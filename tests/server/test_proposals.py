@@ -41,18 +41,16 @@ REFUSED, AGREED = (1, "bravo", Reason.NOT_APPROVED), (2, "bravo", Reason.OK)
 
 @pytest.mark.parametrize("said", [(REFUSED, AGREED), (AGREED, REFUSED)])
 def test_a_site_that_agrees_is_not_absent_whoever_refuses_in_its_name(said: tuple[Any, ...]) -> None:
-    proposals, heard = Proposals(Said(*said), tiny_study(), ROSTER), list[wire.Answer]()  # type: ignore[arg-type]
-    proposals.show(1, 1, run="r", hear=heard.append, heads=tuple)
+    proposals = Proposals(Said(*said), tiny_study(), ROSTER)  # type: ignore[arg-type]
+    proposals.show(1, 1, run="r", heads=tuple)
     assert proposals.agreed == {2: "bravo"} and proposals.absent() == {"alfa": Reason.OFFLINE}
-    assert heard
 
 
 def test_one_node_speaks_for_a_site_and_no_other_name_is_heard() -> None:
     said = Said((1, "alfa", Reason.OK), (2, "alfa", Reason.OK), (3, "mallory", Reason.OK), (4, "bravo", Reason.POLICY))
-    proposals, heard = Proposals(said, tiny_study(), ROSTER), list[wire.Answer]()  # type: ignore[arg-type]
-    proposals.show(1, 1, run="r", hear=heard.append, heads=tuple)
+    proposals = Proposals(said, tiny_study(), ROSTER)  # type: ignore[arg-type]
+    proposals.show(1, 1, run="r", heads=tuple)
     assert proposals.agreed == {1: "alfa"} and proposals.absent() == {"bravo": Reason.POLICY}
-    assert [answer.site for answer in heard] == ["alfa", "bravo"]
     proposals.forget(["alfa"])
     assert proposals.absent() == {"alfa": Reason.OFFLINE, "bravo": Reason.POLICY}
 
@@ -62,9 +60,9 @@ KNOWN = {1: "alfa", 2: "bravo"}
 
 def test_where_keys_say_who_is_who_no_node_speaks_for_another_not_even_the_first() -> None:
     said = Said((1, "bravo", Reason.OK), (2, "bravo", Reason.OK), (3, "alfa", Reason.OK))
-    proposals, heard = Proposals(said, tiny_study(), ROSTER, lambda: KNOWN), list[wire.Answer]()  # type: ignore[arg-type]
-    proposals.show(1, 1, run="r", hear=heard.append, heads=tuple)
-    assert proposals.agreed == {2: "bravo"} and [answer.site for answer in heard] == ["bravo"]
+    proposals = Proposals(said, tiny_study(), ROSTER, lambda: KNOWN)  # type: ignore[arg-type]
+    proposals.show(1, 1, run="r", heads=tuple)
+    assert proposals.agreed == {2: "bravo"}
     assert proposals.absent() == {"alfa": Reason.MALFORMED}
 
 
@@ -76,7 +74,7 @@ def test_without_an_answer_a_site_is_absent_for_the_reason_that_its_node_gave(re
             yield Received(node=5, reason=reason)  # nobody's
 
     proposals = Proposals(Unread(REFUSED), tiny_study(), ROSTER, lambda: KNOWN)  # type: ignore[arg-type]
-    proposals.show(1, 1, run="r", hear=lambda _answer: None, heads=tuple)
+    proposals.show(1, 1, run="r", heads=tuple)
     assert proposals.absent() == {"alfa": reason, "bravo": Reason.OFFLINE}
 
 
@@ -123,7 +121,7 @@ def shown(grid: Slow, clock: SimulatedClock, *, times: int, min_sites: int = 3) 
     took = []
     for _ in range(times):
         start = clock.now()
-        proposals.show(1, 1, run="a" * 64, hear=lambda _answer: None, heads=tuple)
+        proposals.show(1, 1, run="a" * 64, heads=tuple)
         took.append(clock.now() - start)
     return proposals, took
 
@@ -145,7 +143,7 @@ def test_a_slow_site_is_waited_for_and_one_that_was_too_slow_is_shown_the_study_
     grid.seconds[4] = 50  # its machine is loaded: within ten rounds it has the whole deadline
     for number in range(3, 12):
         assert 4 not in proposals.agreed, number
-        proposals.show(number, 1, run="a" * 64, hear=lambda _answer: None, heads=tuple)
+        proposals.show(number, 1, run="a" * 64, heads=tuple)
     assert sorted(proposals.agreed) == [1, 2, 3, 4]
 
 
@@ -154,7 +152,7 @@ def test_a_node_that_answers_again_is_taken_within_the_grace() -> None:
     grid = Slow(clock, {1: 0, 2: 0, 3: 1, 4: None})
     proposals, _ = shown(grid, clock, times=2)
     grid.seconds[4] = 4
-    proposals.show(3, 1, run="a" * 64, hear=lambda _answer: None, heads=tuple)
+    proposals.show(3, 1, run="a" * 64, heads=tuple)
     assert sorted(proposals.agreed) == [1, 2, 3, 4]
 
 
@@ -176,5 +174,5 @@ def test_a_superlink_that_ends_just_now_makes_nobody_a_stranger() -> None:
     proposals = Proposals(Said(AGREED), tiny_study(), ROSTER, sites_of)  # type: ignore[arg-type]
     for agreed in ({}, {2: "bravo"}, {2: "bravo"}):
         proposals.forget(ROSTER)
-        proposals._show(1, 1, "r", lambda _answer: None, tuple)
+        proposals._show(1, 1, "r", tuple)
         assert proposals.agreed == agreed

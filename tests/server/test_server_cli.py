@@ -15,10 +15,10 @@ from small import private_study, tiny_study, toml_of
 from typer.testing import CliRunner
 
 from client import enrolment as client_enrolment
+from client import membership
 from client.supernode import open_connection
 from common import guarantee, processes
 from common.anchor import Head
-from common.crypto.identity import Identity
 from common.errors import FederationError, RunError
 from common.study import Study
 from server import gate, run_cli, run_record, status_cli, status_page
@@ -138,7 +138,7 @@ def test_a_run_is_submitted_and_another_refused_while_it_goes_on(folder: Path, t
 def test_the_status_is_lines_or_json(folder: Path) -> None:
     begun(folder)
     FakeControl.away = ("site-2",)
-    head = Head.sign(Identity(bytes(32)), site="site-2", sequence=12, hash="cd" * 32)
+    head = Head.sign(membership.identity_of(folder.parent / "site-2"), site="site-2", sequence=12, hash="cd" * 32)
     (folder / "heads.json").write_text(json.dumps([str(head)]), encoding="ascii")
     with socket.create_server(("127.0.0.1", open_folder(folder).port)):
         found = json.loads(run("status", "--folder", folder, "--json"))

@@ -40,13 +40,19 @@ def test_ray_and_direct_calls_give_the_same_bits_with_the_same_faults(
 @pytest.mark.e2e
 def test_ray_trains_a_secure_private_study_and_survives_a_drop_out(tmp_path: Path) -> None:
     data = write_npz(tmp_path / "data.npz", images=48, seed=0, official=True)
-    study = private_study(study={"rounds": 2, "min_sites": 3}, aggregation={"secure": True})
+    study = private_study(
+        study={"rounds": 2, "min_sites": 3},
+        training={"class_balance": "weighted", "class_prior": "released"},
+        aggregation={"secure": True},
+    )
     script = tmp_path / "script.jsonl"
     script.write_text('{"round":2,"site":"site-1","do":"drop"}\n', encoding="utf-8")
     request = Request(study=study, data=f"medmnist:{data}", sites=4, out=tmp_path / "out", backend="ray", script=script)
     summary = run(request, jobs=1)
     assert [entry["absent"] for entry in summary["rounds"]] == [{}, {"site-1": "offline"}]
     assert [found["steps_charged"] for found in summary["privacy"].values()] == [2, 1, 2, 2]
+    assert [found["histogram"]["charged"] for found in summary["privacy"].values()] == [1] * 4
+    assert len(summary["class_counts"]["participants"]) == 4
 
 
 def test_ray_wants_folders_in_the_order_of_its_partitions(tmp_path: Path, site_folders: list[Path]) -> None:
