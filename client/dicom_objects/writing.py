@@ -8,6 +8,7 @@ import hashlib
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,11 @@ GROUPS_LIMIT = 1000  # of one report: readers, ours among them, bound what they 
 def write_segmentation(
     path: Path, origins: Sequence[Origin], masks: Sequence[NDArray[np.bool_]], *, classes: Sequence[str], maker: Maker
 ) -> None:
-    """A binary segmentation of images of one key, at different places, or of one image that has none; `masks`
+    """A binary segmentation of images of one key and grid, at different places, or of one image that has none; `masks`
     [frames, K, H, W] for each.
+
+    Its frames lie where their images do, in the first one's directions and pixel spacing: `same_grid` says how little
+    others differ.
 
     Segments are the classes, in order; frames where nothing was found are left out, unless that's all of them.
     Raises Unusable where the images' headers allow none, OSError where it can't be written.
@@ -74,7 +78,7 @@ def write_segmentation(
             (origin,) = origins
             result = unplaced.segmentation(origin, pixels, lambda source, values: make([source], values, False))
         else:
-            result = make([origin.dataset for origin in origins], pixels, bool(pixels.any()))
+            result = make(_of_one_grid(origins), pixels, bool(pixels.any()))
         result.ImageComments = maker.intended_use
         data = _encoded(result, maker)
     _save(path, data)
@@ -126,6 +130,17 @@ def write_report(path: Path, origins: Sequence[Origin], findings: Sequence[Findi
         )
         data = _encoded(result, maker)
     _save(path, data)
+
+
+def _of_one_grid(origins: Sequence[Origin]) -> list[pydicom.Dataset]:
+    """The images' headers with the first one's directions and spacing: highdicom takes no others together."""
+    first, *others = (origin.dataset for origin in origins)
+    found: list[pydicom.Dataset] = [first]
+    for dataset in others:
+        found.append(deepcopy(dataset))
+        for name in ("ImageOrientationPatient", "PixelSpacing"):
+            setattr(found[-1], name, first.get(name))
+    return found
 
 
 @contextmanager
