@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydicom.sr.codedict import codes
 
 from client.dicom_objects import unplaced
-from client.dicom_objects.findings import Finding, groups_of, nothing
+from client.dicom_objects.findings import Finding, group_of, nothing
 from client.dicom_objects.maker import Maker, concept, plain
 from client.dicom_objects.origins import Origin
 from client.drops import Drop, Unusable
@@ -85,7 +85,7 @@ def write_segmentation(
 
 
 def write_report(path: Path, origins: Sequence[Origin], findings: Sequence[Finding], *, maker: Maker) -> None:
-    """A report on images of one study: each finding as groups of measurements. Unverified, preliminary.
+    """A report on images of one study: each finding as a group of measurements. Unverified, preliminary.
 
     At most GROUPS_LIMIT of them, unless that's one finding. Edge case: a report without findings says that these
     images were looked at and no box had the maker's least score.
@@ -116,9 +116,7 @@ def write_report(path: Path, origins: Sequence[Origin], findings: Sequence[Findi
                 )
             ),
             procedure_reported=CodedConcept("18748-4", "LN", "Diagnostic imaging study"),
-            imaging_measurements=[
-                group for number, finding in enumerate(findings, 1) for group in groups_of(number, finding, algorithm)
-            ]
+            imaging_measurements=[group_of(number, finding, algorithm) for number, finding in enumerate(findings, 1)]
             or [nothing(origins, algorithm, min_score=maker.min_score or 0)],
         )
         result = hd.sr.ComprehensiveSR(

@@ -278,7 +278,7 @@ def findings(origins: list[Origin]) -> list[Finding]:
     return [box, whole, tie]
 
 
-SCORE, VOTES = "Score of a model, from 0 to 1", "Models that find this class more probable than any other"
+SCORE, VOTES = "Class score, no finding: ", "Class votes, no finding: "
 DISAGREEMENT = "Disagreement of models, from 0 to 1"
 
 
@@ -305,15 +305,32 @@ def test_a_report_comes_back_with_boxes_classes_and_scores(tmp_path: Path) -> No
     other = hd.sr.srread(tmp_path / "r.dcm")
     (box,) = other.content.get_planar_roi_measurement_groups()  # type: ignore[attr-defined]
     assert [m.value for m in box.get_measurements()] == [0.75, 0.5]
-    whole, *by_class, tie, _, voted = other.content.get_image_measurement_groups()  # type: ignore[attr-defined]
-    assert said_of(whole) == ({"Class of the highest score": "Gefäß/rest"}, None, {DISAGREEMENT: 0.25})
-    assert [said_of(one) for one in by_class] == [({}, "lesion", {SCORE: 0.2}), ({}, "Gefäß/rest", {SCORE: 0.8})]
-    undecided = "Undecided: no class is ahead of all others"
-    assert said_of(tie) == ({"Class of the most votes": undecided}, None, {})
-    assert said_of(voted) == ({}, "Gefäß/rest", {SCORE: 0.8, VOTES: 1})
+    whole, tie = other.content.get_image_measurement_groups()  # type: ignore[attr-defined]
+    scores = {SCORE + "lesion": 0.2, SCORE + "Gefäß/rest": 0.8}
+    assert said_of(whole) == (
+        {"Class of the highest score": "Gefäß/rest"}, "Gefäß/rest", {DISAGREEMENT: 0.25, **scores}
+    )  # fmt: skip
+    undecided = {"Class of the most votes": "Undecided: no class is ahead of all others"}
+    assert said_of(tie) == (undecided, None, {**scores, VOTES + "lesion": 1, VOTES + "Gefäß/rest": 1})
     assert (other.VerificationFlag, other.CompletionFlag, other.PreliminaryFlag) == (
         "UNVERIFIED", "COMPLETE", "PRELIMINARY"
     )  # fmt: skip
+
+
+def test_finding_is_the_chosen_class_and_no_other(tmp_path: Path) -> None:
+    classes = ("normal", "lesion", "x" * 64)
+    origins = [read_origin(p) for p in series(tmp_path / "in")]
+    scores = dict(zip(classes, (0.5, 0.45, 0.05), strict=True))
+    said = [Finding(origin=one, frame=0, name=name, scores=scores) for one, name in zip(origins, classes, strict=True)]
+    undecided = Finding(origin=origins[0], frame=0, name=None, scores=scores, votes=dict.fromkeys(classes, 1))
+    for finding in (*said, undecided):
+        write_report(tmp_path / "r.dcm", [finding.origin], [finding], maker=MAKER)
+        tree = dump("dsrdump", tmp_path / "r.dcm", "+U8", "+Pc").splitlines()  # with codes
+        found = [line for line in tree if '(121071,DCM,"Finding")' in line]
+        assert len(found) == (finding.name is not None) and all(f'"{finding.name}"' in line for line in found)
+        scored = [line for line in tree if "no finding: " in line]
+        assert len(scored) == (6 if finding.votes else 3) and all(" NUM:" in line for line in scored)
+        assert all(any(f'score, no finding: {name[:39]}"' in line for line in scored) for name in classes)
 
 
 def test_a_report_without_findings_names_what_was_looked_at(tmp_path: Path) -> None:
