@@ -179,8 +179,12 @@ def _encoded(result: Any, maker: Maker) -> bytes:
 def _save(path: Path, data: bytes) -> None:
     """Whole, or not at all."""
     temporary = path.with_name(f".{path.name}.part")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _device_uid(maker: Maker) -> str:

@@ -17,7 +17,7 @@ from predict_cases import NOW, RETINA, UNET, lines, run
 from predict_cases import saved as saved_model
 from pydicom.dataset import FileDataset
 from pydicom.uid import UltrasoundMultiFrameImageStorage
-from small import tiny_study
+from small import full_disk, tiny_study
 
 from client import study_results
 from client.dicom_objects import image_geometry, read, read_origin
@@ -266,6 +266,14 @@ def test_a_segmentation_in_which_nothing_was_found_says_so(tmp_path: Path) -> No
     empty = [np.zeros((1, 2, *SIZE), np.bool_)] * 3
     write_segmentation(tmp_path / "s.dcm", origins, empty, classes=CLASSES, maker=MAKER)
     assert not hd.seg.segread(tmp_path / "s.dcm").pixel_array.any()
+
+
+def test_a_full_disk_leaves_no_half_of_a_result(tmp_path: Path) -> None:
+    origins = [read_origin(p) for p in series(tmp_path / "in")]
+    (tmp_path / "out").mkdir()
+    with full_disk(1000), pytest.raises(OSError, match="File too large"):
+        write_segmentation(tmp_path / "out" / "s.dcm", origins, masks_of(3), classes=CLASSES, maker=MAKER)
+    assert not list((tmp_path / "out").iterdir())
 
 
 def findings(origins: list[Origin]) -> list[Finding]:
