@@ -241,7 +241,7 @@ class Chain:
 
 
 def write_privately(path: Path, data: bytes) -> None:
-    """A file for its owner alone, whole under its name and durable. Raises OSError."""
+    """A file for its owner alone, whole under its name and durable; or nothing of it. Raises OSError."""
     _replace(path.parent, path.name, data)
 
 
@@ -292,17 +292,22 @@ def _demand_private(path: Path) -> None:
 
 
 def _replace(folder: Path, name: str, data: bytes, *, durable: bool = True) -> None:
-    """The file whole under its name, and on disk, folder included. Raises OSError."""
+    """The file whole under its name, and on disk, folder included; or nothing of it. Raises OSError."""
     temporary = folder / f".{name}.new"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        if os.write(descriptor, data) != len(data):
-            raise OSError(0, "no room for the whole file")
-        if durable:
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    os.replace(temporary, folder / name)
+        try:
+            if os.write(descriptor, data) != len(data):
+                raise OSError(0, "no room for the whole file")
+            if durable:
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(temporary, folder / name)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
     if durable:
         _sync_folder(folder)
 

@@ -12,6 +12,7 @@ from client.drops import Drop, Unusable
 
 SAME = 0.05  # mm: planes nearer than this are one; files round positions to 0.01 or so
 _PARALLEL = 1e-3  # sine of the angle, 0.06 degrees: half a pixel over 500 mm
+_GRID = 0.25, 0.15  # of a pixel, and mm: see `same_grid`
 _BAND = 1 << 20  # pixels worked on at once
 _HALF = 0.5 + 1e-6  # a centre on the border of two pixels belongs to the second, however it was rounded
 
@@ -46,6 +47,22 @@ class Plane:
     def parallel(self, other: "Plane") -> bool:
         """Whether two slices never meet, whichever way they face."""
         return bool(np.linalg.norm(np.cross(self.normal, other.normal)) < _PARALLEL)
+
+    def same_grid(self, other: "Plane") -> bool:
+        """Whether two slices have one grid, wherever it begins: in the other's directions and spacing no pixel lies a
+        quarter of its size away, nor 0.15 mm: 0.02 degrees for 400 mm.
+
+        Two that share it with a third are twice that apart at most: a pixel's centre stays in its own pixel, and in its
+        own slice down to 0.6 mm from slice to slice. Programs that compute directions anew for each slice round more
+        finely.
+        """
+        if self.size != other.size:
+            return False
+        rows, columns = self.size[0] - 1, self.size[1] - 1
+        right = columns * (self.across * self.spacing[1] - other.across * other.spacing[1])
+        down = rows * (self.down * self.spacing[0] - other.down * other.spacing[0])
+        farthest = max(float(np.linalg.norm(corner)) for corner in (right, down, right + down))
+        return farthest < min(_GRID[0] * min(*self.spacing, *other.spacing), _GRID[1])
 
 
 def plane(

@@ -12,10 +12,11 @@ import torch
 
 from client import decoded, dicom, ensemble, sources
 from client.dicom_objects.maker import Maker
-from client.dicom_objects.origins import read_origin
+from client.dicom_objects.origins import grid_among, read_origin
 from client.drops import Dropped, Unusable
 from client.ensemble import Rule
 from client.index import progress_bar
+from client.planes import Plane
 from client.results import Counts, Tables
 from client.sources import Found
 from client.study_results import Placed, StudyResults, Wanted, apart
@@ -158,6 +159,7 @@ class _Run:
         return found
 
     def _placed(self, found: Sequence[Found]) -> Iterator[Placed]:
+        grids: dict[tuple[object, ...], list[Plane]] = {}
         for path, of_file in groupby(found, key=lambda one: one.source.path):
             images = list(of_file)
             study, series, uid = f"file {path}", path, None
@@ -166,8 +168,11 @@ class _Run:
                 try:
                     origin = read_origin(images[0].source.root / path)
                     study, series, uid = f"study {origin.study!r}", repr(origin.key), origin.uid
-                    if origin.places is not None and len(origin.places) == 1:
-                        place, order = origin.places[0], origin.order
+                    if origin.plane is not None:
+                        firsts = grids.setdefault(origin.key, [])
+                        number = grid_among(firsts, origin.plane)
+                        series += f" {number:06d}"
+                        place, order = float(origin.plane.origin @ firsts[number].normal), origin.order
                 except Unusable as error:
                     self.tables.problem("result", path, error.reason, str(error))
                     self.counts.unwritten[error.reason] += len(images)

@@ -213,6 +213,12 @@ def _show(counts: Counts, code: int, out: Path, as_json: bool, quiet: bool, seco
         console.print(f"{_unanswered(counts.questions_failed)}: there may be more images than these", soft_wrap=True)
     if counts.unmatched:
         console.print(f"{counts.unmatched} answers were not what was asked for, and not followed")
+    if unlisted := counts.failed[Fault.NOT_LISTED]:
+        console.print(
+            f"{unlisted} images not listed: the archive says that its series have them, and cut its answer short; have"
+            " its limit of answers raised (Orthanc: LimitFindInstances)",
+            soft_wrap=True,
+        )
     if counts.failed or counts.questions_failed or code == INTERRUPTED:
         console.print("Run it again: only what is missing is asked for.")
     if counts.fetched:

@@ -33,7 +33,7 @@ from client.pull.opening import (
     tallied,
 )
 from client.push.journal import Journal
-from client.push.results import gather
+from client.push.results import Refusal, gather
 from client.push.run import Counts, push
 
 
@@ -44,7 +44,10 @@ def command(
     unasked: Annotated[
         bool, typer.Option("--unasked", help="Don't ask first whether the study is there, of the same patient.")
     ] = False,
-    again: Annotated[bool, typer.Option("--again", help="Send also what this archive has taken already.")] = False,
+    again: Annotated[
+        bool,
+        typer.Option("--again", help="Send also what was taken already, and beside an earlier prediction's results."),
+    ] = False,
     rate: Rate = 5.0,
     hours: Between = "",
     ca: Authority = None,
@@ -73,7 +76,9 @@ def command(
     \b
     The archive is asked first: an object is stored only where its study is,
     under the same PatientID and no other. So results of images under pseudonyms
-    can't start new patients, and none is filed under another's name. An archive
+    can't start new patients, and none is filed under another's name. A study that
+    has results of the same description from an earlier prediction gets no second
+    ones beside them: delete those in the archive, or give --again. An archive
     that takes in objects but answers no questions needs --unasked.
 
     \b
@@ -160,5 +165,10 @@ def _show(counts: Counts, code: int, as_json: bool, quiet: bool, seconds: float,
         for fault, number in tallied(faults).items():
             table.add_row(f"{name}: {fault.replace('_', ' ')}", str(number))
     console.print(table)
+    if there := counts.refused[Refusal.RESULTS_THERE]:
+        console.print(
+            f"{there} not stored: the archive has an earlier prediction's results there; delete those, or --again",
+            soft_wrap=True,
+        )
     if counts.failed or code == INTERRUPTED:
         console.print("Run it again: only what is missing is sent.")

@@ -8,11 +8,10 @@ import highdicom as hd
 import numpy as np
 from pydicom.sr.codedict import codes
 
-from client.dicom_objects.maker import concept, own
+from client.dicom_objects.maker import concept, own, plain
 from client.dicom_objects.origins import Origin
 
 _SCORE = own("SCORE", "Score of a model, from 0 to 1")
-_VOTES = own("VOTES", "Models that find this class more probable than any other")
 _CLASS = own("CLASS", "Class of the highest score")
 _MOST_VOTES = own("CLASS_BY_VOTES", "Class of the most votes")
 _UNDECIDED = own("UNDECIDED", "Undecided: no class is ahead of all others")
@@ -24,7 +23,8 @@ _LEAST = own("LEAST_SCORE", "Least score of a box that is reported")
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Finding:
     """What was found in a frame (from 0) of an image: a class with its score, in a box (corners xyxy in pixels) or, of
-    the whole image, with all classes' scores, and their votes where models have voted.
+    the whole image, with all classes' scores, and their votes: how many models find a class more probable than any
+    other.
     """
 
     origin: Origin
@@ -37,12 +37,16 @@ class Finding:
 
     @property
     def groups(self) -> int:
-        """Groups of measurements that it takes."""
+        """As how many groups of measurements it counts in a report: each class's scores as one beside its own."""
         return 1 if self.box else 1 + len(self.scores)
 
 
-def groups_of(number: int, finding: Finding, algorithm: hd.sr.AlgorithmIdentification) -> list[Any]:
-    """A box's group; of a whole image one that names its class, and one for each class with its score."""
+def group_of(number: int, finding: Finding, algorithm: hd.sr.AlgorithmIdentification) -> Any:
+    """A box's group, or a whole image's with the scores of all classes.
+
+    Guarantees: Finding is the class that was chosen and no other, since viewers list whatever stands there as found.
+    The scores of a whole image's classes have names of their own, which say so.
+    """
     apart = [] if finding.disagreement is None else [_measured(_DISAGREEMENT, finding.disagreement)]
     if finding.box is not None and finding.name is not None:
         x1, y1, x2, y2 = finding.box
@@ -51,41 +55,27 @@ def groups_of(number: int, finding: Finding, algorithm: hd.sr.AlgorithmIdentific
             graphic_data=np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2), (x1, y1)]),
             source_image=hd.sr.SourceImageForRegion(**_image(finding)),
         )
-        return [
-            hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(
-                tracking_identifier=_tracked(f"finding {number}"),
-                algorithm_id=algorithm,
-                referenced_region=region,
-                finding_type=concept(finding.name),
-                measurements=[_measured(_SCORE, finding.scores[finding.name]), *apart],
-            )
-        ]
-    chosen = _UNDECIDED if finding.name is None else concept(finding.name)
-    image: dict[str, Any] = {
-        "algorithm_id": algorithm,
-        "source_images": [hd.sr.SourceImageForMeasurementGroup(**_image(finding))],
-    }
-    first = hd.sr.MeasurementsAndQualitativeEvaluations(
-        tracking_identifier=_tracked(f"finding {number}"),
-        measurements=apart,
-        qualitative_evaluations=[
-            hd.sr.QualitativeEvaluation(name=_MOST_VOTES if finding.votes else _CLASS, value=chosen)
-        ],
-        **image,
-    )
-    others = [
-        hd.sr.MeasurementsAndQualitativeEvaluations(
-            tracking_identifier=_tracked(f"finding {number}, class {place}"),
-            finding_type=concept(name),
-            measurements=[
-                _measured(_SCORE, score),
-                *([_measured(_VOTES, finding.votes[name])] if finding.votes else []),
-            ],
-            **image,
+        return hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(
+            tracking_identifier=_tracked(f"finding {number}"),
+            algorithm_id=algorithm,
+            referenced_region=region,
+            finding_type=concept(finding.name),
+            measurements=[_measured(_SCORE, finding.scores[finding.name]), *apart],
         )
-        for place, (name, score) in enumerate(finding.scores.items(), 1)
-    ]
-    return [first, *others]
+    chosen = None if finding.name is None else concept(finding.name)
+    scores = [_measured(_of_class("S", "Class score", name), score) for name, score in finding.scores.items()]
+    votes = [_measured(_of_class("V", "Class votes", name), count) for name, count in finding.votes.items()]
+    evaluation = hd.sr.QualitativeEvaluation(
+        name=_MOST_VOTES if finding.votes else _CLASS, value=_UNDECIDED if chosen is None else chosen
+    )
+    return hd.sr.MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=_tracked(f"finding {number}"),
+        algorithm_id=algorithm,
+        source_images=[hd.sr.SourceImageForMeasurementGroup(**_image(finding))],
+        finding_type=chosen,
+        measurements=[*apart, *scores, *votes],
+        qualitative_evaluations=[evaluation],
+    )
 
 
 def nothing(origins: Sequence[Origin], algorithm: hd.sr.AlgorithmIdentification, *, min_score: float) -> Any:
@@ -101,6 +91,11 @@ def nothing(origins: Sequence[Origin], algorithm: hd.sr.AlgorithmIdentification,
         measurements=[_measured(_LEAST, min_score)],
         qualitative_evaluations=[hd.sr.QualitativeEvaluation(name=_FOUND, value=own(f"NO_BOX_{min_score:g}", said))],
     )
+
+
+def _of_class(mark: str, what: str, name: str) -> hd.sr.CodedConcept:
+    """The name of a number that says something of a class, be it found or not."""
+    return own(f"{mark}_{concept(name).value}", plain(f"{what}, no finding: {name}"))
 
 
 def _measured(name: hd.sr.CodedConcept, value: float) -> hd.sr.Measurement:

@@ -13,9 +13,9 @@ import numpy as np
 import pydicom
 
 from client.dicom import FORMAT, opened, read_tags, refusing, text
-from client.dicom_objects.opening import PLACES, decimals, geometry
+from client.dicom_objects.opening import PLACES, geometry
 from client.drops import Drop, Unusable
-from client.planes import SAME
+from client.planes import SAME, Plane
 
 # fmt: off
 _NEEDED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
@@ -43,10 +43,10 @@ _FORMS = {
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Origin:
     """An image's header. One report can speak for images of one `study`: same patient and study; one segmentation for
-    those of one `key`, at different `places`: besides same series, size and direction.
+    those of one `key` whose `plane`s are of the same grid, at different places; without a plane for one image alone.
 
-    `places` say in mm how far each frame lies along the images' normal; None where the header does not say where they
-    lie, or several lie at one place. `order` sorts images of one place.
+    `places` say in mm how far each frame lies along the image's normal; None where the header does not say where they
+    lie, or several lie at one place. `plane` is a single slice's, that has a place. `order` sorts images of one place.
     """
 
     dataset: pydicom.FileDataset
@@ -55,6 +55,7 @@ class Origin:
     frames: int
     key: tuple[object, ...]
     places: tuple[float, ...] | None
+    plane: Plane | None
     order: tuple[float, ...]
 
 
@@ -77,11 +78,11 @@ def read_origin(path: Path) -> Origin:
             dataset.Modality = "OT"
         frames = int(dataset.get("NumberOfFrames") or 1)
         described = "PerFrameFunctionalGroupsSequence" in dataset or frames > 1
-        places = _places(dataset, frames)
-        direction = tuple(round(float(v), 4) for v in decimals(dataset, "ImageOrientationPatient"))
+        planes = _planes(dataset, frames)
+        places = _places(planes)
+        plane = None if described or places is None else planes[0]
         study = tuple(text(dataset, name) for name in ("PatientID", "IssuerOfPatientID", "StudyInstanceUID"))
         series = (text(dataset, "SeriesInstanceUID"), text(dataset, "FrameOfReferenceUID"))
-        spacing = str(dataset.get("PixelSpacing"))
         size = int(dataset.Rows), int(dataset.Columns), str(dataset.SOPClassUID)
         uid = str(dataset.SOPInstanceUID)
         return Origin(
@@ -89,26 +90,36 @@ def read_origin(path: Path) -> Origin:
             study=study,
             uid=uid,
             frames=frames,
-            key=(*study, *series, *size, direction, spacing, uid if described or places is None else ""),
+            key=(*study, *series, *size, uid if plane is None else ""),
             places=places,
+            plane=plane,
             order=tuple(_number(dataset, name) for name in _ORDER),
         )
 
 
-def _places(dataset: pydicom.Dataset, frames: int) -> tuple[float, ...] | None:
-    """See Origin. Frames that are not parallel have no places either."""
+def grid_among(firsts: list[Plane], plane: Plane) -> int:
+    """Which of the grids that were seen so far, in their first images, is this image's; a new one is put at the end."""
+    number = next((k for k, first in enumerate(firsts) if plane.same_grid(first)), len(firsts))
+    if number == len(firsts):
+        firsts.append(plane)
+    return number
+
+
+def _planes(dataset: pydicom.Dataset, frames: int) -> list[Plane]:
+    """The frames' planes; none unless the header says where all of them lie."""
     try:
         planes = geometry(dataset, (int(dataset.Rows), int(dataset.Columns)), frames).planes
     except Unusable:  # a place that is none
+        return []
+    found = [plane for plane in planes if plane is not None]
+    return found if len(found) == len(planes) and text(dataset, "FrameOfReferenceUID") is not None else []
+
+
+def _places(planes: list[Plane]) -> tuple[float, ...] | None:
+    """See Origin. Frames that are not parallel have no places either."""
+    if not planes or not all(plane.parallel(planes[0]) for plane in planes):
         return None
-    first = next(iter(planes), None)
-    if text(dataset, "FrameOfReferenceUID") is None or first is None:
-        return None
-    found = []
-    for plane in planes:
-        if plane is None or not plane.parallel(first):
-            return None
-        found.append(float(plane.origin @ first.normal))
+    found = [float(plane.origin @ planes[0].normal) for plane in planes]
     gaps = np.diff(np.sort(found))
     return tuple(found) if (gaps > SAME).all() else None
 

@@ -8,6 +8,7 @@ import hashlib
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from pydicom.sr.codedict import codes
 
 from client.dicom_objects import unplaced
-from client.dicom_objects.findings import Finding, groups_of, nothing
+from client.dicom_objects.findings import Finding, group_of, nothing
 from client.dicom_objects.maker import Maker, concept, plain
 from client.dicom_objects.origins import Origin
 from client.drops import Drop, Unusable
@@ -31,8 +32,11 @@ GROUPS_LIMIT = 1000  # of one report: readers, ours among them, bound what they 
 def write_segmentation(
     path: Path, origins: Sequence[Origin], masks: Sequence[NDArray[np.bool_]], *, classes: Sequence[str], maker: Maker
 ) -> None:
-    """A binary segmentation of images of one key, at different places, or of one image that has none; `masks`
+    """A binary segmentation of images of one key and grid, at different places, or of one image that has none; `masks`
     [frames, K, H, W] for each.
+
+    Its frames lie where their images do, in the first one's directions and pixel spacing: `same_grid` says how little
+    others differ.
 
     Segments are the classes, in order; frames where nothing was found are left out, unless that's all of them.
     Raises Unusable where the images' headers allow none, OSError where it can't be written.
@@ -74,14 +78,14 @@ def write_segmentation(
             (origin,) = origins
             result = unplaced.segmentation(origin, pixels, lambda source, values: make([source], values, False))
         else:
-            result = make([origin.dataset for origin in origins], pixels, bool(pixels.any()))
+            result = make(_of_one_grid(origins), pixels, bool(pixels.any()))
         result.ImageComments = maker.intended_use
         data = _encoded(result, maker)
     _save(path, data)
 
 
 def write_report(path: Path, origins: Sequence[Origin], findings: Sequence[Finding], *, maker: Maker) -> None:
-    """A report on images of one study: each finding as groups of measurements. Unverified, preliminary.
+    """A report on images of one study: each finding as a group of measurements. Unverified, preliminary.
 
     At most GROUPS_LIMIT of them, unless that's one finding. Edge case: a report without findings says that these
     images were looked at and no box had the maker's least score.
@@ -112,9 +116,7 @@ def write_report(path: Path, origins: Sequence[Origin], findings: Sequence[Findi
                 )
             ),
             procedure_reported=CodedConcept("18748-4", "LN", "Diagnostic imaging study"),
-            imaging_measurements=[
-                group for number, finding in enumerate(findings, 1) for group in groups_of(number, finding, algorithm)
-            ]
+            imaging_measurements=[group_of(number, finding, algorithm) for number, finding in enumerate(findings, 1)]
             or [nothing(origins, algorithm, min_score=maker.min_score or 0)],
         )
         result = hd.sr.ComprehensiveSR(
@@ -126,6 +128,17 @@ def write_report(path: Path, origins: Sequence[Origin], findings: Sequence[Findi
         )
         data = _encoded(result, maker)
     _save(path, data)
+
+
+def _of_one_grid(origins: Sequence[Origin]) -> list[pydicom.Dataset]:
+    """The images' headers with the first one's directions and spacing: highdicom takes no others together."""
+    first, *others = (origin.dataset for origin in origins)
+    found: list[pydicom.Dataset] = [first]
+    for dataset in others:
+        found.append(deepcopy(dataset))
+        for name in ("ImageOrientationPatient", "PixelSpacing"):
+            setattr(found[-1], name, first.get(name))
+    return found
 
 
 @contextmanager
@@ -166,8 +179,12 @@ def _encoded(result: Any, maker: Maker) -> bytes:
 def _save(path: Path, data: bytes) -> None:
     """Whole, or not at all."""
     temporary = path.with_name(f".{path.name}.part")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _device_uid(maker: Maker) -> str:

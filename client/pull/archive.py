@@ -23,6 +23,7 @@ class Fault(StrEnum):
     MALFORMED = "malformed"  # not DICOM, or not what the protocol says an answer looks like
     WRONG_UID = "wrong_uid"  # another image than the one asked for
     NOT_THERE = "not_there"  # listed by the archive, and then not given
+    NOT_LISTED = "not_listed"  # counted by the archive in its series, and not among the images that it lists
     FAILED = "failed"  # the archive says that it can't, now
     BROKE_OFF = "broke_off"
     LATE = "late"

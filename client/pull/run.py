@@ -29,7 +29,7 @@ class Counts:
     absent: int = 0  # entries of the list of which the archive has no study (of these dates)
     studies: int = 0
     series: int = 0
-    found: int = 0  # images that the archive lists
+    found: int = 0  # images that the archive lists, or says that its series have
     present: int = 0  # were here before
     fetched: int = 0
     refused: Counter[Fault] = field(default_factory=Counter)  # for good
@@ -127,6 +127,8 @@ def pull(
     """Fetch what is selected and not here, adding to `counts` as it goes.
 
     `limit`: bytes of one image. `again`: ask anew for what earlier runs refused.
+    Guarantees: images that the archive counts in a series and does not list are failed, as some archives cut long
+    answers short without a word; so is one where it tells no number and lists none.
     Raises RunError when the archive is not there, fails IN_A_ROW times or the disk is full; DataError as Archive. What
     was fetched stays, and a further run goes on from there.
     """
@@ -152,12 +154,14 @@ def pull(
         except Missing as error:
             counts.questions_failed[error.fault] += 1
             continue
-        counts.found += len(instances)
+        unlisted = max(0, (1 if told is None else told) - len(instances))
+        counts.found += len(instances) + unlisted
+        if unlisted:
+            counts.failed[Fault.NOT_LISTED] += unlisted
         whole = True
         for instance in instances:
             whole &= _one(asking, instance, folder, counts, limit, again)
             report()
-        # With fewer than the archive told, some are still to come.
         if whole and instances and (told is None or len(instances) == told):
             folder.finish(name, len(instances))
 

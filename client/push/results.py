@@ -14,7 +14,10 @@ from common.errors import DataError
 SUMMARY = "prediction.json"
 _FOLDERS = ("segmentations", "reports")
 _CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.88.33")  # segmentation, comprehensive SR
-_NAMES = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "PatientID", "Manufacturer")
+_NAMES = (
+    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "PatientID", "Manufacturer", "Modality",
+    "SeriesDescription",
+)  # fmt: skip
 
 
 class Refusal(StrEnum):
@@ -24,15 +27,19 @@ class Refusal(StrEnum):
     NO_STUDY = "no_study"  # the archive has no such study: the object would start a new one
     OTHER_PATIENT = "other_patient"  # the archive has this study under another PatientID
     TWO_PATIENTS = "two_patients"  # the archive has it under several: whose images the object names, nobody can tell
+    RESULTS_THERE = "results_there"  # the study has a series of this kind and description, of another prediction
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """An object to store. `patient` is its PatientID, "" where it has none."""
+    """An object to store. `patient` is its PatientID, "" where it has none; `series` its modality and description: of
+    one study's models the same at each prediction.
+    """
 
     path: Path
     instance: Instance
     patient: str
+    series: tuple[str, str]
     syntax: str
 
 
@@ -62,7 +69,8 @@ def _files(folder: Path) -> Iterator[Path]:
 def _result(path: Path) -> Result:
     with dicom.refusing(), dicom.opened(path) as file:
         dataset = dicom.read_tags(file, list(_NAMES), pixels=False)
-        kind, sop, study, series, patient, maker = (dicom.text(dataset, name) or "" for name in _NAMES)
+        found = [dicom.text(dataset, name) or "" for name in _NAMES]
+        kind, sop, study, series, patient, maker, modality, description = found
         syntax = str(dataset.file_meta.TransferSyntaxUID)
     if kind not in _CLASSES or maker != "Fedward":
         raise Unusable(Drop.NOT_AN_IMAGE, "not an object that Fedward wrote")
@@ -70,5 +78,6 @@ def _result(path: Path) -> Result:
         path=path,
         instance=Instance(study=study, series=series, sop=sop, sop_class=kind),
         patient=patient,
+        series=(modality, description),
         syntax=syntax,
     )

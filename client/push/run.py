@@ -47,8 +47,9 @@ def push(
     """Store what the archive has not taken yet, adding to `counts` as it goes. Results of one study come in a row.
 
     The archive is asked for each study first: an object is stored only where the study is, under the same PatientID and
-    no other, so that every image that it names is of its own patient.
-    `unasked`: not so. `again`: also what the journal says was taken.
+    no other, so that every image that it names is of its own patient; and only where no earlier prediction's results,
+    which have other UIDs, are there under the same modality and description.
+    `unasked`: not so. `again`: also beside those, and also what the journal says was taken.
     Guarantees: what is stored is the file, byte for byte but for the file meta information.
     Raises RunError when the archive is not there or fails ten times in a row; DataError as Archive.
     """
@@ -61,12 +62,16 @@ def push(
         counts.present += len(own) - len(wanted)
         try:
             there = None if unasked or not wanted else _patients(asking, study)
+            is_certain = there is not None and len(there) == 1
+            earlier = _series(asking, study, own) if is_certain and not again else set()
         except Missing as error:
             counts.failed[error.fault] += len(wanted)
             continue
         for one in wanted:
             if there is not None and there != {one.patient}:
                 counts.refused[_refusal(one.patient, there)] += 1
+            elif one.series in earlier:
+                counts.refused[Refusal.RESULTS_THERE] += 1
             else:
                 _store(asking, one, journal, counts)
             if progress:
@@ -78,6 +83,20 @@ def _patients(asking: Asking, study: str) -> set[str]:
     """PatientIDs under which the archive has a study; none where it has no such study. Raises Missing."""
     answers = asking.find("STUDY", {"StudyInstanceUID": study, "PatientID": ""})
     return {answer["PatientID"].strip() for answer in answers if answer["StudyInstanceUID"] == study}
+
+
+def _series(asking: Asking, study: str, own: Sequence[Result]) -> set[tuple[str, str]]:
+    """Modality and description of the study's series in the archive, of others than these results' own. Raises
+    Missing.
+    """
+    names = ("StudyInstanceUID", "SeriesInstanceUID", "Modality", "SeriesDescription")
+    answers = asking.find("SERIES", dict.fromkeys(names, "") | {"StudyInstanceUID": study})
+    uids = {one.instance.series for one in own}
+    return {
+        (answer["Modality"].strip(), answer["SeriesDescription"].strip())
+        for answer in answers
+        if answer["SeriesInstanceUID"] not in uids
+    }
 
 
 def _refusal(patient: str, there: set[str]) -> Refusal:

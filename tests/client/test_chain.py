@@ -78,6 +78,22 @@ def test_line_then_head_are_synced_before_append_returns(folder: Path, monkeypat
     assert calls == ["write", f"sync {NAME}.jsonl", "write", f"sync .{NAME}.head.new", "rename", "sync state"]
 
 
+def test_a_file_that_can_not_be_written_whole_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chain.write_privately(tmp_path / "file", b"before")
+    with full_disk(100), pytest.raises(OSError, match="no room for the whole file"):
+        chain.write_privately(tmp_path / "file", bytes(200))
+    for call in ("fsync", "replace"):
+        with monkeypatch.context() as patched:
+
+            def full(*_: object) -> None:
+                raise OSError(28, "No space left on device")
+
+            patched.setattr(f"client.chain.os.{call}", full)
+            with pytest.raises(OSError, match="No space left"):
+                chain.write_privately(tmp_path / "file", b"after")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"file": b"before"}
+
+
 def test_the_folder_is_synced_when_the_chain_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[str] = []
     real = os.fsync

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from dicom_cases import saved, slice_
 from PIL import Image
+from small import full_disk
 
 from client import index, memory, sources
 from client.drops import Drop
@@ -318,14 +319,18 @@ def test_a_run_that_is_broken_off_is_not_lost(archive: Path, tmp_path: Path, mon
 def test_a_full_disk_costs_the_memory_alone(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     indexed(archive, tmp_path / "site")
 
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
+    whole = memory.write_privately
+
+    def full(path: Path, data: bytes) -> None:
+        with full_disk(100):
+            whole(path, data)
 
     monkeypatch.setattr(memory, "write_privately", full)
     saved(slice_(8, patient="SECRET-9"), archive / "new.dcm")
     label(archive, "1.2.9.3.9,sick")
     indexed(archive, tmp_path / "site")
-    assert len(index.read(tmp_path / "site")) == IMAGES + 1 and not (tmp_path / "site" / NAME).exists()
+    assert len(index.read(tmp_path / "site")) == IMAGES + 1
+    assert not [path for path in (tmp_path / "site").iterdir() if NAME in path.name]  # no half of it either
 
 
 def test_a_missing_folder_is_an_error_and_the_index_stays(archive: Path, tmp_path: Path) -> None:

@@ -77,6 +77,12 @@ FAULTS: dict[str, tuple[str, str, str, str]] = {
         "<= step *",
         f"{OUTLINES}::test_the_nearest_slice_within_half_a_step_is_taken",
     ),
+    "grids far apart": (
+        "planes.py",
+        "return farthest < min(",
+        "return farthest < 2 * min(",
+        f"{RESULTS}::test_slices_have_one_grid_while_no_pixel_lies_a_quarter_of_its_size_away_nor_015_mm",
+    ),
     "no holes": ("outlines.py", "np.bitwise_xor.at(", "np.bitwise_or.at(", OUTLINES),
     "outlines elsewhere": (
         "dicom_objects/contours.py",

@@ -12,20 +12,21 @@ import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
-from dicom_cases import SIZE, enhanced, saved, slice_
+from dicom_cases import ACROSS, DOWN, NORMAL, SIZE, SPACING, enhanced, saved, slice_
 from predict_cases import NOW, RETINA, UNET, lines, run
 from predict_cases import saved as saved_model
 from pydicom.dataset import FileDataset
 from pydicom.uid import UltrasoundMultiFrameImageStorage
-from small import tiny_study
+from small import full_disk, tiny_study
 
 from client import study_results
 from client.dicom_objects import image_geometry, read, read_origin
 from client.dicom_objects.findings import Finding
 from client.dicom_objects.maker import Maker
-from client.dicom_objects.origins import Origin
+from client.dicom_objects.origins import Origin, grid_among
 from client.dicom_objects.writing import write_report, write_segmentation
 from client.drops import Drop, Unusable
+from client.planes import Plane
 
 CLASSES = ("lesion", "Gefäß\\rest")
 MAKER = Maker(
@@ -164,6 +165,94 @@ def test_slices_at_one_place_get_segmentations_of_their_own(tmp_path: Path) -> N
         assert found is not None and int((found[0] > 0).sum()) == int(one["pixels:lesion"])
 
 
+def unsteady(folder: Path, step: float, count: int = 6) -> list[Path]:
+    """A series of which each slice's directions are `step` from the last one's, and lengths are written in two ways."""
+    paths = []
+    for number in range(count):
+        image = slice_(number)
+        towards = np.array([*ACROSS, *DOWN]) + number * step * np.array([*NORMAL, *-ACROSS])
+        image.ImageOrientationPatient = [f"{v:.9f}" for v in towards]
+        if number % 2:
+            image.PixelSpacing = [f"{v:.4f}" for v in SPACING]
+        paths.append(saved(image, folder / f"{number}.dcm"))
+    return paths
+
+
+def corners(image: Any, position: Any, orientation: Any, spacing: Any) -> np.ndarray:
+    """Where an image's corner pixels lie, in mm. Source: DICOM PS3.3 C.7.6.2.1.1."""
+    x, y = np.array(orientation, float)[:3], np.array(orientation, float)[3:]
+    below, beside = (float(v) for v in spacing)
+    ends = [(0, 0), (0, image.Columns - 1), (image.Rows - 1, 0), (image.Rows - 1, image.Columns - 1)]
+    return np.stack([np.array(position, float) + r * below * y + c * beside * x for r, c in ends])
+
+
+@pytest.mark.parametrize("step", [1e-7, 6e-5])
+def test_slices_whose_directions_differ_below_the_tolerance_share_a_segmentation_that_lies_right(
+    tmp_path: Path, step: float
+) -> None:
+    paths, masks = unsteady(tmp_path / "in", step), masks_of(6)
+    model = saved_model(tmp_path / "m", tiny_study(study=UNET["study"], model=UNET["model"]))
+    counts = run([model], tmp_path / "in", tmp_path / "out", overlays=False).plain
+    assert counts["written"] == {"segmentations": 1} and not counts["unwritten"]
+    before = [path.read_bytes() for path in paths]
+    origins = [read_origin(path) for path in paths]
+    write_segmentation(tmp_path / "s.dcm", origins, masks, classes=CLASSES, maker=MAKER)
+    assert [path.read_bytes() for path in paths] == before
+    dump("dcmdump", tmp_path / "s.dcm")
+    found = pydicom.dcmread(tmp_path / "s.dcm")
+    shared = found.SharedFunctionalGroupsSequence[0]
+    orientation = shared.PlaneOrientationSequence[0].ImageOrientationPatient
+    spacing = shared.PixelMeasuresSequence[0].PixelSpacing
+    size = found.NumberOfFrames * SIZE[0] * SIZE[1]
+    pixels = np.unpackbits(np.frombuffer(found.PixelData, np.uint8), bitorder="little")[:size]
+    by_uid = {str(pydicom.dcmread(path).SOPInstanceUID): number for number, path in enumerate(paths)}
+    seen = set()
+    for group, mask in zip(found.PerFrameFunctionalGroupsSequence, pixels.reshape(-1, *SIZE), strict=True):
+        (source,) = group.DerivationImageSequence[0].SourceImageSequence
+        number = by_uid[source.ReferencedSOPInstanceUID]
+        segment = group.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+        assert np.array_equal(mask, masks[number][0, segment - 1])
+        image = pydicom.dcmread(paths[number])
+        there = corners(image, group.PlanePositionSequence[0].ImagePositionPatient, orientation, spacing)
+        here = corners(image, image.ImagePositionPatient, image.ImageOrientationPatient, image.PixelSpacing)
+        assert np.linalg.norm(there - here, axis=1).max() < min(0.15, 0.25 * min(SPACING))
+        seen.add((number, segment))
+    assert len(seen) == 12
+
+
+@pytest.mark.parametrize("share", [0.5, 0.99, 1.01, 2])
+@pytest.mark.parametrize("spacing", [0.7, 0.4])
+@pytest.mark.parametrize("what", ["tilted", "turned", "wider"])
+def test_slices_have_one_grid_while_no_pixel_lies_a_quarter_of_its_size_away_nor_015_mm(
+    what: str, spacing: float, share: float
+) -> None:
+    limit, reach = min(0.15, spacing / 4), 511 * spacing  # 0.15 mm and 0.1 mm, to the end of a row
+    turn = share * limit / reach
+    x, y, z = np.eye(3)
+    changed = {
+        "tilted": (np.cos(turn) * x + np.sin(turn) * z, y, (spacing, spacing)),
+        "turned": (np.cos(turn) * x + np.sin(turn) * y, y, (spacing, spacing)),
+        "wider": (x, y, (spacing, spacing * (1 + turn))),
+    }
+    planes = [
+        Plane(origin=np.full(3, k), across=a, down=d, spacing=s, size=(256, 512))
+        for k, (a, d, s) in enumerate([(x, y, (spacing, spacing)), changed[what]])
+    ]
+    assert planes[0].same_grid(planes[1]) == planes[1].same_grid(planes[0]) == (share < 1)
+
+
+def test_an_images_grid_is_compared_with_each_grids_first_and_never_rounded() -> None:
+    def tilted(turn: float) -> Plane:
+        x, y, z = np.eye(3)
+        across = np.cos(turn) * x + np.sin(turn) * z
+        return Plane(origin=np.zeros(3), across=across, down=y, spacing=(0.7, 0.7), size=(512, 512))
+
+    limit, firsts = 0.15 / (511 * 0.7), list[Plane]()
+    shares = [0, 0.8, 1.6, 0.9, 2.4, 0, -0.9, -1.1]
+    assert [grid_among(firsts, tilted(limit * share)) for share in shares] == [0, 0, 1, 0, 1, 0, 0, 2]
+    assert grid_among([], tilted(0.00005)) == grid_among([tilted(0.0000499)], tilted(0.0000501)) == 0
+
+
 def test_a_header_of_which_no_result_can_be_made_is_not_called_unreadable(tmp_path: Path) -> None:
     origin = read_origin(series(tmp_path / "in", 1)[0])
     origin.dataset.Rows = 7
@@ -179,6 +268,14 @@ def test_a_segmentation_in_which_nothing_was_found_says_so(tmp_path: Path) -> No
     assert not hd.seg.segread(tmp_path / "s.dcm").pixel_array.any()
 
 
+def test_a_full_disk_leaves_no_half_of_a_result(tmp_path: Path) -> None:
+    origins = [read_origin(p) for p in series(tmp_path / "in")]
+    (tmp_path / "out").mkdir()
+    with full_disk(1000), pytest.raises(OSError, match="File too large"):
+        write_segmentation(tmp_path / "out" / "s.dcm", origins, masks_of(3), classes=CLASSES, maker=MAKER)
+    assert not list((tmp_path / "out").iterdir())
+
+
 def findings(origins: list[Origin]) -> list[Finding]:
     box = Finding(
         origin=origins[0], frame=0, name="lesion", scores={"lesion": 0.75}, box=(1.5, 2, 9, 7.25), disagreement=0.5
@@ -189,7 +286,7 @@ def findings(origins: list[Origin]) -> list[Finding]:
     return [box, whole, tie]
 
 
-SCORE, VOTES = "Score of a model, from 0 to 1", "Models that find this class more probable than any other"
+SCORE, VOTES = "Class score, no finding: ", "Class votes, no finding: "
 DISAGREEMENT = "Disagreement of models, from 0 to 1"
 
 
@@ -216,15 +313,32 @@ def test_a_report_comes_back_with_boxes_classes_and_scores(tmp_path: Path) -> No
     other = hd.sr.srread(tmp_path / "r.dcm")
     (box,) = other.content.get_planar_roi_measurement_groups()  # type: ignore[attr-defined]
     assert [m.value for m in box.get_measurements()] == [0.75, 0.5]
-    whole, *by_class, tie, _, voted = other.content.get_image_measurement_groups()  # type: ignore[attr-defined]
-    assert said_of(whole) == ({"Class of the highest score": "Gefäß/rest"}, None, {DISAGREEMENT: 0.25})
-    assert [said_of(one) for one in by_class] == [({}, "lesion", {SCORE: 0.2}), ({}, "Gefäß/rest", {SCORE: 0.8})]
-    undecided = "Undecided: no class is ahead of all others"
-    assert said_of(tie) == ({"Class of the most votes": undecided}, None, {})
-    assert said_of(voted) == ({}, "Gefäß/rest", {SCORE: 0.8, VOTES: 1})
+    whole, tie = other.content.get_image_measurement_groups()  # type: ignore[attr-defined]
+    scores = {SCORE + "lesion": 0.2, SCORE + "Gefäß/rest": 0.8}
+    assert said_of(whole) == (
+        {"Class of the highest score": "Gefäß/rest"}, "Gefäß/rest", {DISAGREEMENT: 0.25, **scores}
+    )  # fmt: skip
+    undecided = {"Class of the most votes": "Undecided: no class is ahead of all others"}
+    assert said_of(tie) == (undecided, None, {**scores, VOTES + "lesion": 1, VOTES + "Gefäß/rest": 1})
     assert (other.VerificationFlag, other.CompletionFlag, other.PreliminaryFlag) == (
         "UNVERIFIED", "COMPLETE", "PRELIMINARY"
     )  # fmt: skip
+
+
+def test_finding_is_the_chosen_class_and_no_other(tmp_path: Path) -> None:
+    classes = ("normal", "lesion", "x" * 64)
+    origins = [read_origin(p) for p in series(tmp_path / "in")]
+    scores = dict(zip(classes, (0.5, 0.45, 0.05), strict=True))
+    said = [Finding(origin=one, frame=0, name=name, scores=scores) for one, name in zip(origins, classes, strict=True)]
+    undecided = Finding(origin=origins[0], frame=0, name=None, scores=scores, votes=dict.fromkeys(classes, 1))
+    for finding in (*said, undecided):
+        write_report(tmp_path / "r.dcm", [finding.origin], [finding], maker=MAKER)
+        tree = dump("dsrdump", tmp_path / "r.dcm", "+U8", "+Pc").splitlines()  # with codes
+        found = [line for line in tree if '(121071,DCM,"Finding")' in line]
+        assert len(found) == (finding.name is not None) and all(f'"{finding.name}"' in line for line in found)
+        scored = [line for line in tree if "no finding: " in line]
+        assert len(scored) == (6 if finding.votes else 3) and all(" NUM:" in line for line in scored)
+        assert all(any(f'score, no finding: {name[:39]}"' in line for line in scored) for name in classes)
 
 
 def test_a_report_without_findings_names_what_was_looked_at(tmp_path: Path) -> None:

@@ -58,6 +58,12 @@ def test_the_exit_code_says_how_it_ended_and_no_identifier_is_printed(
         code, text = command(web.url, "--patients", tmp_path / "more", *also)
         assert code == 3 and "1 of the list" in text
         printed.append(text)
+    web.series["00201209"] = 8
+    code, text = command(web.url, *MAY, "--out", out, "--json")
+    assert code == 3 and json.loads(text)["failed"] == {"not_listed": 3} and json.loads(text)["complete"] is False
+    code, text = command(web.url, *MAY, "--out", out)
+    assert code == 3 and "missing: not listed" in text and "LimitFindInstances" in text and "Run it again" in text
+    printed.append(text)
     web.sops, web.series["00201209"] = [*SOPS, "1.2.3.4.9"], 6
     web.fetch = FETCHES["an error"][0]
     code, text = command(web.url, *MAY, "--out", out, "--json")

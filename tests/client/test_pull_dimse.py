@@ -99,6 +99,17 @@ def test_what_dimse_has_is_fetched_once_over_one_association(peer: Peer, tmp_pat
     assert pulled(dimse(peer.port), tmp_path / "out").present == 5 and peer.gets == []
 
 
+@pytest.mark.parametrize("listed", [3, 0])
+def test_images_that_the_archive_counts_and_does_not_list_are_failed(peer: Peer, tmp_path: Path, listed: int) -> None:
+    peer.sops = SOPS[:listed]
+    counts = pulled(dimse(peer.port), tmp_path / "out")
+    assert (counts.found, counts.fetched, counts.complete) == (5, listed, False)
+    assert counts.failed == {Fault.NOT_LISTED: 5 - listed}
+    peer.sops = SOPS
+    counts = pulled(dimse(peer.port), tmp_path / "out")
+    assert (counts.present, counts.fetched, counts.complete) == (listed, 5 - listed, True)
+
+
 GETS: dict[str, tuple[Callable[[str], list[bytes]], Fault]] = {
     "another image": (lambda sop: [image("1.9.9")], Fault.WRONG_UID),
     "of another study": (lambda sop: [image(sop, study="1.7")], Fault.WRONG_UID),

@@ -14,6 +14,7 @@ import archives
 import pydicom
 import pytest
 from archives import LOGIN, needs_orthanc
+from pull_cases import image
 from typer.testing import CliRunner
 
 from client.__main__ import app
@@ -183,6 +184,29 @@ def test_a_killed_run_leaves_whole_files_and_the_next_one_goes_on(
     assert code == 0
     assert counts["present"] == len(before)
     assert pulled(out).keys() == orthanc.images.keys()
+
+
+@pytest.mark.parametrize("protocol", ["web", "dimse"])
+def test_an_archive_that_cuts_its_answers_short_is_not_complete(protocol: str, tmp_path: Path) -> None:
+    study, series = "1.2.826.0.1.3680043.8.498.1", "1.2.826.0.1.3680043.8.498.1.1"
+    out, place = tmp_path / "out", tmp_path / "archive"
+    with archives.orthanc(place, LimitFindInstances=3) as archive:
+        for number in range(8):
+            path = tmp_path / "image"
+            path.write_bytes(image(f"{series}.{number + 1}", study=study, series=series))
+            archive.take(path)
+        entries = tmp_path / "list"
+        entries.write_text("MRN77\n")
+        found = _filled(tmp_path, archive)
+        code, counts, _ = command(found, protocol, "--patients", entries, "--out", out)
+        assert code == 3 and not counts["complete"] and counts["fetched"] < 8
+        if protocol == "web":
+            assert counts["found"] == 8 and counts["failed"] == {"not_listed": 8 - counts["fetched"]}
+        else:  # here Orthanc says that it cut
+            assert counts["questions_failed"] == {"failed": 1}
+    with archives.orthanc(place) as archive:
+        code, counts, _ = command(_filled(tmp_path, archive), protocol, "--patients", entries, "--out", out)
+        assert code == 0 and counts["complete"] and len(pulled(out)) == 8
 
 
 def test_wrong_password_or_title_is_one_line(orthanc: Orthanc, tmp_path: Path) -> None:

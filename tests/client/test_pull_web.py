@@ -151,7 +151,7 @@ def test_an_answer_without_a_uid_is_not_followed(web: Web, tmp_path: Path, row: 
 
 
 def test_an_archive_that_ignores_pages_keys_or_repeats_itself_is_not_believed(web: Web, tmp_path: Path) -> None:
-    web.sops = [SOPS[0], SOPS[0], "../x", SOPS[1]]
+    web.sops, web.series["00201209"] = [SOPS[0], SOPS[0], "../x", SOPS[1]], 2
     plain = Web.answer
 
     def ignoring(handler: BaseHTTPRequestHandler) -> None:
@@ -173,6 +173,29 @@ def test_an_archive_that_ignores_pages_keys_or_repeats_itself_is_not_believed(we
         named = {k: frozenset(v) if isinstance(v, set) else v for k, v in wanted.items()}
         selection = Selection(entries=("P1",), **named)  # type: ignore[arg-type]
         assert pulled(WebArchive(web.url), tmp_path / next(iter(wanted)), selection).found == found
+
+
+@pytest.mark.parametrize(("told", "listed", "unlisted"), [(8, 4, 4), (8, 0, 8), (None, 0, 1), (0, 0, 0), (4, 5, 0)])
+def test_images_that_the_archive_counts_and_does_not_list_are_failed(
+    web: Web, tmp_path: Path, told: int | None, listed: int, unlisted: int
+) -> None:
+    web.sops = SOPS[:listed]
+    if told is None:
+        del web.series["00201209"]
+    else:
+        web.series["00201209"] = told
+    counts = pulled(WebArchive(web.url), tmp_path / "out")
+    assert (counts.found, counts.fetched) == (listed + unlisted, listed)
+    assert counts.failed == ({Fault.NOT_LISTED: unlisted} if unlisted else {})
+    assert counts.complete == (not unlisted)
+
+
+def test_a_later_run_fetches_what_was_not_listed(web: Web, tmp_path: Path) -> None:
+    web.sops = SOPS[:3]
+    assert pulled(WebArchive(web.url), tmp_path / "out").failed == {Fault.NOT_LISTED: 2}
+    web.sops = SOPS
+    counts = pulled(WebArchive(web.url), tmp_path / "out")
+    assert (counts.present, counts.fetched, counts.complete) == (3, 2, True)
 
 
 def test_an_answer_is_read_to_its_limit_only(web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

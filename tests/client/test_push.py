@@ -12,11 +12,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import archives
 import numpy as np
 import pydicom
 import pytest
 from dicom_cases import SIZE, saved, slice_
 from pydicom.dataset import Dataset
+from pydicom.uid import generate_uid
 from pynetdicom import AE, build_context, evt
 from typer.testing import CliRunner
 
@@ -80,6 +82,12 @@ class Hospital:
     def listed(self) -> list[tuple[str, str]]:
         return [*self.studies.items(), *self.again]
 
+    def series(self, study: str) -> list[dict[str, str]]:
+        """Of a study, what was kept: UID, modality and description of each object's series."""
+        kept = [pydicom.dcmread(io.BytesIO(content)) for content in self.kept.values()]
+        names = ("SeriesInstanceUID", "Modality", "SeriesDescription")
+        return [{n: str(one[n].value) for n in names} for one in kept if one.StudyInstanceUID == study]
+
     def keep(self, content: bytes) -> str:
         dataset = pydicom.dcmread(io.BytesIO(content))
         self.kept[str(dataset.SOPInstanceUID)] = content
@@ -99,6 +107,12 @@ def _web(found: Hospital) -> Iterator[Hospital]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             found.asked += 1
+            if "/series?" in self.path:
+                study = self.path.partition("/studies/")[2].partition("/")[0]
+                tags = {"SeriesInstanceUID": "0020000E", "Modality": "00080060", "SeriesDescription": "0008103E"}
+                rows = found.series(study) if "offset=0" in self.path else []
+                self._send(200, [{tags[k]: {"vr": "LO", "Value": [v]} for k, v in row.items()} for row in rows])
+                return
             self._send(200, [_json(s, p) for s, p in found.listed() if s in self.path and "offset=0" in self.path])
 
         def do_POST(self) -> None:
@@ -150,6 +164,14 @@ def _json(study: str, patient: str) -> dict[str, Any]:
 def _dimse(found: Hospital) -> Iterator[Hospital]:
     def on_find(event: evt.Event) -> Iterator[tuple[int, Dataset | None]]:
         found.asked += 1
+        if event.identifier.QueryRetrieveLevel == "SERIES":
+            for row in found.series(event.identifier.StudyInstanceUID):
+                answer = Dataset()
+                answer.QueryRetrieveLevel, answer.StudyInstanceUID = "SERIES", event.identifier.StudyInstanceUID
+                for name, value in row.items():
+                    setattr(answer, name, value)
+                yield 0xFF00, answer
+            return
         for study, patient in found.listed():
             if study == event.identifier.StudyInstanceUID:
                 answer = Dataset()
@@ -212,6 +234,55 @@ def test_segmentations_and_reports_arrive_as_they_are_and_once(hospital: Hospita
     hospital.kept.clear()
     assert pushed(hospital, results).present == 4 and not hospital.kept
     assert pushed(hospital, results, again=True).stored == 4 and len(hospital.kept) == 4
+
+
+def predicted_anew(results: Path) -> None:
+    """As a second prediction: the same objects under other UIDs, in a folder that nothing was sent of."""
+    for path in sent(results).values():
+        dataset = pydicom.dcmread(path)
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+        dataset.SeriesInstanceUID = generate_uid()
+        dataset.save_as(path)
+    (results / "pushed.jsonl").unlink(missing_ok=True)
+
+
+def test_no_second_results_are_stored_beside_an_earlier_predictions_unless_asked(
+    hospital: Hospital, results: Path
+) -> None:
+    segmentations = [path for path in sent(results).values() if path.parent.name == "segmentations"]
+    pushed(hospital, results)
+    (results / "pushed.jsonl").unlink()
+    assert pushed(hospital, results).stored == 4  # its own, whatever became of the journal
+    predicted_anew(results)
+    other = pydicom.dcmread(segmentations[0])
+    other.SeriesDescription = "Fedward another, research only"
+    other.save_as(segmentations[0])
+    counts = pushed(hospital, results)
+    assert counts.refused == {Refusal.RESULTS_THERE: 3} and counts.stored == 1 and len(hospital.kept) == 5
+    assert pushed(hospital, results, again=True).stored == 4 and len(hospital.kept) == 8
+    predicted_anew(results)
+    assert pushed(hospital, results, unasked=True).stored == 4
+
+
+@pytest.mark.e2e
+@pytest.mark.skipif(archives.BINARY is None, reason="Orthanc is not installed: apt-get install orthanc")
+@pytest.mark.skipif(archives.PLUGIN is None, reason="its DICOMweb plugin is not: apt-get install orthanc-dicomweb")
+@pytest.mark.parametrize("protocol", ["web", "dimse"])
+def test_orthanc_says_that_an_earlier_predictions_results_are_there(
+    protocol: str, results: Path, tmp_path: Path
+) -> None:
+    with archives.orthanc(tmp_path / "archive", DicomAlwaysAllowStore=True) as archive:
+        for path in (tmp_path / "in").iterdir():
+            archive.take(path)
+        place = [archive.dimse] if protocol == "dimse" else [archive.web, "--login-file", archive.login_file]
+        assert command(*place, results, "--json")[0] == 0
+        predicted_anew(results)
+        code, text = command(*place, results, "--json")
+        assert code == 3 and json.loads(text)["refused"] == {"results_there": 4}
+        code, text = command(*place, results)
+        assert code == 3 and "an earlier prediction's results" in " ".join(text.split())
+        assert command(*place, results, "--again")[0] == 0
+        assert len(archive.get("series").json()) == 10  # two of images, eight of results
 
 
 def test_no_object_starts_a_study_or_goes_to_another_patient(hospital: Hospital, results: Path) -> None:
