@@ -8,6 +8,7 @@ import pytest
 from small import private_study, write_npz
 
 from client import chain, ledger
+from common.event import AccountingError
 from common.study import Study
 from server.events import read
 from simulations.experiment import Request, run
@@ -94,7 +95,12 @@ def test_the_plan_says_what_privacy_costs() -> None:
     assert found is not None and found.statement["steps_planned"] == 22
     assert found.noise_over_signal == pytest.approx((14274 * 3) ** 0.5 / (found.mu * 600))
     assert found.verdict == "learning will suffer" and 8.0 < found.lifetime_epsilon < 11.0
-    rich = plan(study, images=20_000, sites=3, threads=1).privacy
+    rich = plan(study, images=10_000, sites=3, threads=1).privacy
     poor = plan(study, images=20, sites=3, threads=1).privacy
     assert rich is not None and poor is not None
     assert (rich.verdict, poor.verdict) == ("all is well", "too much for a linear model; try on public images")
+
+
+def test_a_plan_is_refused_where_every_site_would_refuse_it() -> None:
+    with pytest.raises(AccountingError, match=r"at most 1 / \(10 x nominal_patients\) = 5e-06 for 20000 patients"):
+        plan(private_study(), images=20_000, sites=3, threads=1)
