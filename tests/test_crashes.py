@@ -36,6 +36,7 @@ from common.study import Study
 from server.__main__ import app as server_app
 from server.control import Control
 from server.events import Event, effective
+from server.exchange import Credentials
 from server.federation import Options
 from simulations import inprocess
 from simulations.faults import Fault, Faults
@@ -209,7 +210,11 @@ def test_without_privacy_the_model_is_that_of_an_unbroken_run(made: Federation, 
     absent = {(event["round"], site, "update"): Fault(do="drop") for event in rounds for site in event["absent"]}
     print(f"absent: {sorted((number, site) for number, site, _ in absent)}")
     names = frozenset(folder.name for folder in folders)
-    inprocess.run(study, Options(out=unbroken, backend="inprocess", roster=names), folders, Faults(scripted=absent))
+    roster = made.folder.roster()
+    assert roster is not None
+    own = Credentials(key=made.folder.online_key(), roster=roster)  # the sites follow no other server
+    options = Options(out=unbroken, backend="inprocess", roster=names, credentials=own)
+    inprocess.run(study, options, folders, Faults(scripted=absent))
     assert last(out) == last(unbroken)
 
 
