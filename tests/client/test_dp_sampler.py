@@ -2,10 +2,15 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from dp_cases import Ward, micro_of, some_views, study_of, ward
+from small import tiny_study
 
 from client.dp.microbatch import pack, views
 from client.dp.patients import blank_of
@@ -142,3 +147,23 @@ def test_an_image_that_cannot_be_had_makes_a_blank_and_no_error() -> None:
     gone = Ward(study=study, batches=own.batches, broken=lambda _: True)
     for patients in (wrong, gone, ward(study, (0,))):
         assert views(patients, one, images_per_patient=4, augmentations=1, augment=None) is None
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"masks": torch.zeros(1, 3, 3, dtype=torch.uint8)},
+        {"labels": None},
+        {"labels": torch.zeros(2, dtype=torch.int64)},
+        {"labels": torch.zeros(1, dtype=torch.float32)},
+    ],
+    ids=["a mask where none belongs", "no label", "two labels", "a label of another kind"],
+)
+def test_a_patient_whose_truths_are_of_another_form_than_the_blanks_is_a_blank(odd: dict[str, Any]) -> None:
+    """Put behind others' they would raise an error, which says that he is here."""
+    blank = blank_of(tiny_study())
+    (one,) = draw(np.ones(1), sample_rate=1.0, key=bytes(32))
+    for batch, usable in ((blank, True), (replace(blank, **odd), False)):
+        his = SimpleNamespace(blank=blank, weights=np.ones(1), images=lambda _: 1, batch=lambda *_, b=batch: b)
+        made = views(his, one, images_per_patient=1, augmentations=1, augment=None)  # type: ignore[arg-type]
+        assert (made is not None) == usable
