@@ -47,6 +47,12 @@ FAULTS = {
         "np.arange(count) < round(count * sample_rate)",
         SAMPLER,
     ),
+    "truths of another form pass": (
+        "client/dp/microbatch.py",
+        "_form(batch, count) == _form(patients.blank, 1)",
+        "_form(batch, count)[:1] == _form(patients.blank, 1)[:1]",
+        SAMPLER,
+    ),
     "shares forgotten": ("client/dp/sampler.py", "< sample_rate * shares", "< sample_rate", SAMPLER),
     "keys by order of drawing": (
         "client/dp/sampler.py",
